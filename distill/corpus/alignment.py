@@ -1,0 +1,131 @@
+"""Laying words over tokens: the ids of a line's tokens, and which of them continue a word.
+
+Both are laid over the characters of the line: a token continues a word if the token before it is in the same word, or
+if it is a "##" piece. There is no search for word strings, so equal words at other places do not matter.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distill.corpus.characters import is_kept
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PIECE_CHARS = 20_000
+BATCH_CHARS = 200_000  # bounds the memory of the tokenizer's results, about 0.5 KB a token
+# Before a space or a Han character, which the tokenizer makes a token of its own: nothing around changes what it gives.
+_TOKEN_BORDER = re.compile("[ \t\u3000\u4e00-\u9fff]")
+
+
+def continuation_of(
+    lines: Sequence[str], words: Sequence[Sequence[str]], tokenizer: Any
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each line its input_ids [L] (int32, no special tokens) and whether each token continues a word [L] (bool).
+
+    Args:
+        words: of each line, as a Segmenter gives them.
+        tokenizer: a transformers BertTokenizer, or the tokenizers.Tokenizer inside it.
+    """
+    input_ids, continuation, num_tokens = align(lines, words, tokenizer)
+    borders = np.cumsum(num_tokens)[:-1]
+    return list(zip(np.split(input_ids, borders), np.split(continuation, borders), strict=True)) if len(lines) else []
+
+
+def align(
+    lines: Sequence[str], words: Sequence[Sequence[str]], tokenizer: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As continuation_of, for all lines in one: input_ids [T], continuation [T], num_tokens [lines]."""
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if backend.truncation or backend.padding:
+        backend = _without_limits(backend)
+    input_ids, starts, num_tokens = _tokenize(lines, backend)
+    word_of_token = _word_of_character(lines, words)[starts]
+    # Not "starts inside a word": a word's first character may be one that the tokenizer strips, such as an accent.
+    continuation = _is_piece(backend, backend.get_vocab_size())[input_ids]
+    continuation[1:] |= (word_of_token[1:] == word_of_token[:-1]) & (word_of_token[1:] >= 0)
+    return input_ids, continuation, num_tokens
+
+
+def _tokenize(lines: Sequence[str], backend: "Tokenizer") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """input_ids [T], starts [T] (character in the joined lines), num_tokens [lines]."""
+    pieces, line_of_piece = [], []
+    for number, line in enumerate(lines):
+        for piece in _tokenizer_pieces(line):
+            pieces.append(piece)
+            line_of_piece.append(number)
+    piece_chars = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    piece_starts = np.cumsum(piece_chars) - piece_chars
+    piece_tokens = np.zeros(len(pieces), dtype=np.int64)
+    ids, starts = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
+    for batch in _batches(piece_chars):
+        encodings = backend.encode_batch(pieces[batch], add_special_tokens=False)
+        counts = piece_tokens[batch] = np.fromiter(map(len, encodings), np.int64, len(encodings))
+        total = int(counts.sum())
+        ids.append(np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32, total))
+        # Pairs of start and end, in characters of the text as it was given.
+        offsets = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings))
+        starts.append(np.fromiter(offsets, np.int64, 2 * total)[::2] + np.repeat(piece_starts[batch], counts))
+    num_tokens = np.bincount(line_of_piece, weights=piece_tokens, minlength=len(lines)).astype(np.int64)
+    return np.concatenate(ids), np.concatenate(starts), num_tokens
+
+
+def _tokenizer_pieces(line: str) -> Iterator[str]:
+    """The line, cut where BERT's tokenizer parts tokens anyway; whole, a long one takes 1 GB a million characters."""
+    start = 0
+    while len(line) - start > PIECE_CHARS:
+        border = _TOKEN_BORDER.search(line, start + PIECE_CHARS)
+        if border is None:
+            break
+        yield line[start : border.start()]
+        start = border.start()
+    yield line[start:]
+
+
+def _batches(piece_chars: np.ndarray) -> Iterator[slice]:
+    """Slices of the pieces with about BATCH_CHARS characters each."""
+    batch_of_piece = (np.cumsum(piece_chars) - piece_chars) // BATCH_CHARS
+    borders = [0, *(np.flatnonzero(np.diff(batch_of_piece)) + 1).tolist(), len(piece_chars)]
+    return (slice(start, end) for start, end in zip(borders, borders[1:], strict=False) if start < end)
+
+
+def _word_of_character(lines: Sequence[str], words: Sequence[Sequence[str]]) -> np.ndarray:
+    """The number of the word that each character of the joined lines is in, -1 for white space and the like. [C]"""
+    kept = is_kept(lines)
+    word_chars = np.fromiter(map(len, chain.from_iterable(words)), np.int64)
+    if int(word_chars.sum()) != int(kept.sum()) or len(words) != len(lines):
+        raise ValueError(_misfit(lines, words))
+    word_of_character = np.full(len(kept), -1, dtype=np.int64)
+    word_of_character[kept] = np.repeat(np.arange(len(word_chars)), word_chars)
+    return word_of_character
+
+
+def _misfit(lines: Sequence[str], words: Sequence[Sequence[str]]) -> str:
+    for line, line_words in zip(lines, words, strict=False):
+        if sum(map(len, line_words)) != int(is_kept([line]).sum()):
+            return f"words {list(line_words)[:20]} do not make up the line {line[:80]!r}"
+    return f"{len(words)} word lists for {len(lines)} lines"
+
+
+@lru_cache(maxsize=4)
+def _without_limits(backend: "Tokenizer") -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
+@lru_cache(maxsize=4)
+def _is_piece(backend: "Tokenizer", vocab_size: int) -> np.ndarray:
+    """Which ids are "##" pieces, which continue a word whatever the segmenter says. [V], bool."""
+    vocab = backend.get_vocab(with_added_tokens=True)
+    pieces = np.zeros(max(vocab.values(), default=0) + 1, dtype=bool)
+    pieces[[number for token, number in vocab.items() if token.startswith("##")]] = True
+    return pieces

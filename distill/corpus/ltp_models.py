@@ -1,0 +1,295 @@
+"""LTP models: finding, checking, downloading and loading their folders, perceptron ("legacy") or neural.
+
+We load the weights ourselves instead of through `ltp.LTP(path)`: that one takes a path with "@" for a hub id, prints
+to stdout, loads wrong weights without a word (strict=False), and imports torch for a perceptron that does not need it.
+"""
+
+import importlib.util
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.corpus.characters import windows
+from distill.errors import InputError
+
+LICENCE = (
+    "LTP is free for universities and for individual research, paid for companies; `jieba` and `words` work without it"
+)
+CALL_CHARS = 100_000  # LTP's perceptron holds the GIL while it works: about 0.1 s, so that Ctrl-C is heard
+NEURAL_CHARS = 500  # neural LTP reads 510 word pieces; a piece has at least one character, NFD set aside
+NEURAL_BATCH, NEURAL_BATCH_CHARS = 128, 16_384
+WEIGHTS = ("pytorch_model.bin", "model.safetensors")
+VOCABULARIES = ("vocab.txt", "tokenizer.json")
+TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+LFS_POINTER = b"version https://git-lfs"
+
+Cut = Callable[[list[str]], list[list[str]]]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """An LTP folder whose config was read and whose files are there. `files` decide what the model does."""
+
+    path: Path
+    neural: bool
+    config: dict[str, Any]
+    files: tuple[Path, ...]
+
+
+def is_hub_id(location: str) -> bool:
+    """Whether `location` reads as OWNER/NAME or OWNER/NAME@REVISION, and no folder of that beginning is here."""
+    if Path(location).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", location, re.ASCII):
+        return False
+    owner = location.split("/")[0]
+    return owner not in (".", "..") and not Path(owner).exists()
+
+
+def inspect_folder(location: str) -> ModelFolder:
+    """Reads an LTP folder's config and finds its files; loads nothing.
+
+    Raises:
+        InputError: whatever is missing, damaged at first sight, or names code outside LTP.
+    """
+    path = Path(location).expanduser()
+    remedy = "put an LTP model there, make one with `distill segmenter train`, or use the segmenter 'jieba' or 'words'"
+    if not path.is_dir():
+        raise InputError(f"{path}: no such LTP folder; {remedy}")
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        raise InputError(f"{path}: no config.json, so no LTP model; {remedy}")
+    try:
+        config = json.loads(config_file.read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{config_file}: not JSON ({error}); download the model again") from error
+    if not isinstance(config, dict) or "nerual" not in config:  # LTP's own spelling
+        raise InputError(f"{config_file}: not an LTP config (no key 'nerual'); {remedy}")
+    if config["nerual"]:
+        return _inspect_neural(path, config)
+    tasks = config.get("tasks")
+    name = tasks.get("cws") if isinstance(tasks, dict) else None
+    if not isinstance(name, str):
+        raise InputError(f"{config_file}: names no word segmentation model (tasks.cws); {remedy}")
+    return ModelFolder(path, False, config, (_require(path, name),))
+
+
+def _inspect_neural(path: Path, config: dict[str, Any]) -> ModelFolder:
+    for target in _targets(config.get("model")):
+        if not re.fullmatch(r"ltp_core\.models(\.\w+)+", target, re.ASCII):
+            raise InputError(f"{path / 'config.json'}: wants to run {target!r}, which is not LTP's; do not trust it")
+    if "model" not in config or "vocabs" not in config:
+        raise InputError(f"{path / 'config.json'}: has no 'model' or no 'vocabs'; download the model again")
+    weights = _require(path, *WEIGHTS)
+    # Without a vocabulary transformers 5 builds a tokenizer of five tokens and every word comes out wrong.
+    vocabulary = _require(path, *VOCABULARIES)
+    extras = (path / name for name in (*VOCABULARIES, *TOKENIZER_EXTRAS))
+    present = [file for file in extras if file.is_file() and file != vocabulary]
+    return ModelFolder(path, True, config, (path / "config.json", weights, vocabulary, *present))
+
+
+def _require(folder: Path, *names: str) -> Path:
+    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is None:
+        raise InputError(f"{folder}: {' or '.join(names)} is missing; download the model's files again")
+    with open(file, "rb") as content:
+        start = content.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        raise InputError(f"{file}: a git-lfs pointer, not the file itself; run `git lfs pull` in {folder}")
+    if not start:
+        raise InputError(f"{file}: an empty file; download it again")
+    return file
+
+
+def _targets(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if key == "_ltp_target_":
+                yield str(value)
+            yield from _targets(value)
+
+
+def check_installed(*, neural: bool | None) -> None:
+    """Raises InputError unless the LTP packages that a perceptron (False) or neural model (True) needs are there."""
+    package = "ltp" if neural else "ltp_extension"
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"segmenter 'ltp': the package {package} is not installed; `pip install ltp`. {LICENCE}")
+
+
+def download(hub_id: str) -> Path:
+    """The local folder of a hub model, downloaded if it is not there yet; only the files segmentation needs."""
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = hub_id.partition("@")
+
+    def fetch(*files: str) -> Path:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(files)))
+
+    try:
+        folder = fetch("config.json")
+        if not (folder / "config.json").is_file():
+            raise InputError(f"ltp:{hub_id}: no config.json, so no LTP model; try ltp:LTP/small or ltp:LTP/legacy")
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        if config.get("nerual") is False:
+            return fetch("config.json", str(config.get("tasks", {}).get("cws")))
+        return fetch("config.json", *WEIGHTS[:1], *VOCABULARIES, *TOKENIZER_EXTRAS)
+    except (OSError, ValueError, RuntimeError) as error:  # the hub's errors, and what its HTTP client raises
+        if isinstance(error, InputError):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"ltp:{hub_id}: cannot be downloaded ({reason}); check the name and the network, set HF_ENDPOINT to a "
+            "mirror, or give a local folder as ltp:FOLDER"
+        ) from error
+
+
+def load_perceptron(folder: ModelFolder) -> Cut:
+    """LTP's own perceptron engine over runs of text."""
+    from ltp_extension.perceptron import CWSModel
+
+    (file,) = folder.files
+    if file.suffix != ".json" and not _is_whole_avro(file):
+        raise InputError(f"{file}: not an LTP perceptron model, or cut short; download or train it again")
+    try:
+        model = CWSModel.load(str(file))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]  # a Rust backtrace follows
+        raise InputError(f"{file}: not an LTP perceptron model ({reason}); download or train it again") from error
+
+    def cut(pieces: list[str]) -> list[list[str]]:
+        words: list[list[str]] = []
+        for batch in _batches(pieces, most=len(pieces), chars=CALL_CHARS):
+            words += model.batch_predict(batch, parallelism=False)
+        return words
+
+    return cut
+
+
+def _is_whole_avro(file: Path) -> bool:
+    """Whether an Avro file has its beginning and its end: the 16 bytes that end its header end every block too.
+
+    LTP's loader aborts the whole process on a file that is cut short.
+    """
+    content = file.read_bytes()
+    return content.startswith(b"Obj\x01") and content.find(content[-16:]) < len(content) - 16
+
+
+def _batches(pieces: Iterable[str], *, most: int, chars: int) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for piece in pieces:
+        if batch and (size + len(piece) > chars or len(batch) >= most):
+            yield batch
+            batch, size = [], 0
+        batch.append(piece)
+        size += len(piece)
+    if batch:
+        yield batch
+
+
+def neural_windows(run: str) -> Iterator[str]:
+    """A run in pieces that neural LTP reads whole."""
+    # Tokenizers that strip accents decompose characters first: one Hangul syllable can become three word pieces.
+    grows = len(run) != len(unicodedata.normalize("NFD", run))
+    return windows(run, NEURAL_CHARS // 3 if grows else NEURAL_CHARS)
+
+
+def load_neural(folder: ModelFolder) -> Cut:
+    """A neural LTP model over windows of text, on the GPU if there is one."""
+    import torch
+
+    model = _build_neural(folder)
+    if torch.cuda.is_available():
+        model.to("cuda")
+
+    def cut(pieces: list[str]) -> list[list[str]]:
+        words: list[list[str]] = [[] for _ in pieces]
+        order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
+        start = 0
+        for batch in _batches((pieces[i] for i in order), most=NEURAL_BATCH, chars=NEURAL_BATCH_CHARS):
+            found = model.pipeline(batch, tasks=["cws"]).cws
+            for i, piece, piece_words in zip(order[start:], batch, found, strict=False):
+                words[i] = _with_lost_start(piece, piece_words)
+            start += len(batch)
+        return words
+
+    return cut
+
+
+def _with_lost_start(piece: str, words: list[str]) -> list[str]:
+    """LTP loses characters at a piece's start that its tokenizer drops (combining marks): they go to the first word."""
+    lost = len(piece) - sum(map(len, words))
+    if not lost:
+        return words
+    return [piece[:lost] + words[0], *words[1:]] if words else [piece]
+
+
+def _build_neural(folder: ModelFolder) -> Any:
+    from ltp.nerual import LTP
+    from transformers import AutoTokenizer
+
+    for target in _targets(folder.config["model"]):
+        _check_target(folder.path, target)
+    model = LTP(config=folder.config)
+    state = _read_weights(folder.files[1])
+    expected = model.model.state_dict().keys()
+    # The key position_ids was saved by transformers before 4.31; heads other than cws are not used here.
+    missing = sorted(key for key in expected - state.keys() if key.startswith(("backbone.", "task_heads.cws.")))
+    if missing or "task_heads.cws" not in {".".join(key.split(".")[:2]) for key in expected}:
+        what = f"{len(missing)} weights such as {missing[0]!r}" if missing else "the word segmentation head"
+        raise InputError(f"{folder.files[1]}: lacks {what}; it does not belong to {folder.path / 'config.json'}")
+    try:
+        model.model.load_state_dict({key: state[key] for key in expected & state.keys()}, strict=False)
+    except RuntimeError as error:
+        raise InputError(f"{folder.files[1]}: weights of other shapes than config.json says ({error})") from error
+    tokenizer = AutoTokenizer.from_pretrained(str(folder.path), config=model.model.backbone.config)
+    vocabulary, embeddings = len(tokenizer), model.model.backbone.config.vocab_size
+    # Embeddings padded up to a multiple of 64 or 128 are usual; anything else is another model's vocabulary.
+    if not 0 <= embeddings - vocabulary < min(128, embeddings / 10):
+        raise InputError(
+            f"{folder.path}: {vocabulary} tokens in the vocabulary, {embeddings} in the model; fetch it again"
+        )
+    if not hasattr(tokenizer, "batch_encode_plus"):
+        tokenizer.batch_encode_plus = tokenizer.__call__  # gone in transformers 5, still called by LTP 4.2.14
+    model.tokenizer = tokenizer
+    return model.eval()
+
+
+def _check_target(path: Path, target: str) -> None:
+    """Raises InputError unless `target` is a module class of ltp_core itself, or its backbone loader.
+
+    Without it `ltp_core.models.ltp_model.torch.hub.load`, say, would be called with arguments from config.json.
+    """
+    from ltp_core.models.utils import load_transformers
+    from ltp_core.models.utils.instantiate import find_callable
+    from torch import nn
+
+    try:
+        found = find_callable(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"{path / 'config.json'}: {target!r} is not in the ltp that is installed") from error
+    own = str(getattr(found, "__module__", "")).startswith("ltp_core.models.")
+    is_layer = isinstance(found, type) and issubclass(found, nn.Module)
+    if not own or not (is_layer or found is load_transformers):
+        raise InputError(f"{path / 'config.json'}: wants to run {target!r}, no part of a model; do not trust it")
+
+
+def _read_weights(file: Path) -> dict[str, Any]:
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    import pickle
+
+    import torch
+
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{file}: not a plain state_dict of tensors ({reason}); download it again") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{file}: holds {type(state).__name__}, not a state_dict; download it again")
+    return state

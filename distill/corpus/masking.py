@@ -1,0 +1,207 @@
+"""Whole-word masking of packed rows, vectorised over the batch: no Python loop over tokens or words.
+
+1. Maskable tokens are all but the special ones; a word is a maskable token and those that continue it.
+2. Each word gets a random priority; the words of a row are sorted by it.
+3. Greedy by prefix sums: take words while they fit the row's budget, skip one that does not, go on. A skipped word
+   never fits later, so only words no larger than what is left stay in the race, and a few rounds settle every row.
+4. Of the chosen tokens 80 % become [MASK], 10 % a random ordinary token, 10 % stay.
+
+Where the random bits come from is in order.py. B sequences, L tokens, N masked tokens in the suffixes and shapes.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.corpus.order import mix_bits
+
+if TYPE_CHECKING:
+    from transformers import BertTokenizer
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+UInts = NDArray[np.uint64]
+
+# Longer "words" are URLs, formulas, unsegmented runs: guessed whole they teach little and eat a short row's budget.
+MAX_WORD_TOKENS = 16
+_MASKED, _MASKED_OR_RANDOM = np.uint64(int(0.8 * 2**32)), np.uint64(int(0.9 * 2**32))
+_FATE = np.uint64(0x66617465)
+_LOW_32, _SHIFT_32 = np.uint64(2**32 - 1), np.uint64(32)
+# A sort key ends in the word's size: MAX_WORD_TOKENS fits 5 bits. Places without a word sort last and have size 0.
+_SIZE_BITS, _SIZE_MASK = np.uint64(5), np.uint64(31)
+_NO_WORD = np.uint64(2**64 - 32)
+
+
+@dataclass(frozen=True, eq=False)
+class MaskVocabulary:
+    """What masking must know of a vocabulary.
+
+    `special_ids` ([PAD] [UNK] [CLS] [SEP] [MASK] and further special tokens) are never masked and never put in; [UNK]
+    is among them as in MiniRBT (transformers' get_special_tokens_mask): a model that learned to say it is of no use.
+    `ordinary_ids` are all others but [unusedN], ascending.
+    """
+
+    mask_id: int
+    ordinary_ids: Ints
+    special_ids: Ints
+    vocab_size: int
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: "BertTokenizer") -> "MaskVocabulary":
+        """Vocabulary of a loaded tokenizer; tokens that it marks as special are special, whatever their names."""
+        vocab: dict[str, int] = tokenizer.get_vocab()
+        special = set(tokenizer.all_special_ids)
+        special.update(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+        ordinary = sorted(i for t, i in vocab.items() if i not in special and not re.fullmatch(r"\[unused\d+\]", t))
+        return cls(
+            mask_id=tokenizer.mask_token_id,
+            ordinary_ids=np.array(ordinary, dtype=np.int64),
+            special_ids=np.array(sorted(special), dtype=np.int64),
+            vocab_size=max(vocab.values()) + 1,
+        )
+
+    @cached_property
+    def is_special(self) -> Bools:
+        """[vocab_size] table, True at special ids."""
+        table = np.zeros(self.vocab_size, dtype=bool)
+        table[self.special_ids] = True
+        return table
+
+
+def mask_rows(
+    input_ids: Ints,
+    continuation: Bools,
+    length: Ints,
+    *,
+    random: UInts,
+    probability: float,
+    whole_word: bool,
+    vocabulary: MaskVocabulary,
+) -> tuple[Ints, Ints, Ints]:
+    """Masked copy of the rows, the masked positions, and the tokens that were there.
+
+    In each row max(1, round(probability * maskable tokens)) tokens are chosen (Python's round; a row without maskable
+    tokens gets none): words in random order, skipping what no longer fits. If only longer words are left for the
+    remaining budget, fewer tokens are chosen; if nothing fits at all, the shortest word is, so that a row may get more.
+    Words of more than MAX_WORD_TOKENS maskable tokens are masked token by token. A row's result depends on that row and
+    its bits alone.
+
+    Args:
+        input_ids: [B, L].
+        continuation: [B, L], True where a token continues the word of the token before it.
+        length: [B], tokens of each row before its padding.
+        random: [B, L] random bits, see order.sample_random.
+        whole_word: False masks token by token.
+    Returns: masked input_ids [B, L]; masked_positions [N], ascending indices into the flattened B*L; labels [N].
+    """
+    maskable_BL = ~vocabulary.is_special[input_ids]
+    if (length < input_ids.shape[1]).any():
+        maskable_BL &= np.arange(input_ids.shape[1]) < length[:, None]
+    budgets = np.rint(maskable_BL.sum(axis=1) * probability).astype(np.int64)
+    np.maximum(budgets, 1, out=budgets)
+
+    starts, sizes = _find_words(maskable_BL, continuation if whole_word else None)
+    chosen = _choose_words(starts, sizes, random, budgets)
+    spans = np.diff(starts, append=maskable_BL.size)
+    masked_positions = np.flatnonzero(np.repeat(chosen, spans) & maskable_BL.reshape(-1))
+
+    labels = input_ids.reshape(-1)[masked_positions]
+    masked_input_ids = input_ids.copy()
+    masked_input_ids.reshape(-1)[masked_positions] = _draw_replacements(
+        labels, mix_bits(random.reshape(-1)[masked_positions] ^ _FATE), vocabulary
+    )
+    return masked_input_ids, masked_positions, labels
+
+
+def _find_words(maskable_BL: Bools, continuation: Bools | None) -> tuple[Ints, Ints]:
+    """Flat start index and number of maskable tokens of each word; words tile the batch, and special tokens count 0."""
+    if continuation is None:
+        return np.arange(maskable_BL.size), maskable_BL.reshape(-1).astype(np.int64)
+    is_start_BL = ~continuation
+    is_start_BL[:, 0] = True  # a word never reaches into the next row
+    is_start = is_start_BL.reshape(-1)
+    starts, sizes = _measure_words(is_start, maskable_BL)
+    long = sizes > MAX_WORD_TOKENS
+    if not long.any():
+        return starts, sizes
+    is_start |= np.repeat(long, np.diff(starts, append=is_start.size))
+    return _measure_words(is_start, maskable_BL)
+
+
+def _measure_words(is_start: Bools, maskable_BL: Bools) -> tuple[Ints, Ints]:
+    starts = np.flatnonzero(is_start)
+    return starts, np.add.reduceat(maskable_BL.reshape(-1), starts, dtype=np.int64)
+
+
+def _choose_words(starts: Ints, sizes: Ints, random: UInts, budgets: Ints) -> Bools:
+    """True for each word that is masked: the greedy choice of the module's steps 2 and 3, for all rows at once."""
+    num_rows, row_length = random.shape
+    low_bits = np.uint64(row_length.bit_length()) + _SIZE_BITS
+    words = np.flatnonzero(sizes)
+    word_starts = starts[words]
+    # One number a word: random bits, then its position, then its size, so that one plain (SIMD) sort orders all three.
+    keys = np.full(num_rows * row_length, _NO_WORD)
+    keys[word_starts] = (
+        (random.reshape(-1)[word_starts] >> low_bits << low_bits)
+        | ((word_starts % row_length).astype(np.uint64) << _SIZE_BITS)
+        | sizes[words].astype(np.uint64)
+    )
+    keys_BL = keys.reshape(num_rows, row_length)
+    keys_BL.sort(axis=1)
+    rows, columns = np.nonzero(_take_words((keys_BL & _SIZE_MASK).astype(np.int32), budgets))
+
+    position_mask = (np.uint64(1) << low_bits) - np.uint64(1)
+    positions = ((keys_BL[rows, columns] & position_mask) >> _SIZE_BITS).astype(np.int64)
+    chosen_starts = np.zeros(num_rows * row_length, dtype=bool)
+    chosen_starts[rows * row_length + positions] = True
+    return chosen_starts[starts]
+
+
+def _take_words(sizes_BW: NDArray[np.int32], budgets: Ints) -> Bools:
+    """Which words are taken, given their sizes in each row's order (0 = none); a row's first words mostly settle it."""
+    num_words = sizes_BW.shape[1]
+    window = min(num_words, int(budgets.max()) + 2 * MAX_WORD_TOKENS)
+    taken = np.zeros(sizes_BW.shape, dtype=bool)
+    taken[:, :window], left = _fill_budgets(sizes_BW[:, :window], budgets)
+    if window < num_words:
+        unsettled = np.flatnonzero((left > 0) & (sizes_BW[:, window] > 0))
+        if unsettled.size:
+            taken[unsettled], _ = _fill_budgets(sizes_BW[unsettled], budgets[unsettled])
+    return taken
+
+
+def _fill_budgets(sizes_BW: NDArray[np.int32], budgets: Ints) -> tuple[Bools, Ints]:
+    """Every word that still fits its row's budget, the shortest if none does; and what is left of the budgets, >= 0."""
+    columns = np.arange(sizes_BW.shape[1])
+    taken = np.zeros(sizes_BW.shape, dtype=bool)
+    left = budgets.copy()
+    num_seen = np.zeros(len(budgets), dtype=np.int64)
+    rows = np.arange(len(budgets))
+    while rows.size:
+        sizes = sizes_BW[rows]
+        sizes[(columns < num_seen[rows, None]) | (sizes > left[rows, None])] = 0
+        sums = np.cumsum(sizes, axis=1)
+        fits = sums <= left[rows, None]
+        taken[rows] |= fits & (sizes > 0)
+        num_seen[rows] = fits.sum(axis=1)
+        filled = np.where(fits, sums, 0).max(axis=1)
+        left[rows] -= filled
+        rows = rows[(filled > 0) & (left[rows] > 0)]
+    empty = np.flatnonzero(~taken.any(axis=1) & (sizes_BW > 0).any(axis=1))
+    if empty.size:
+        shortest = np.where(sizes_BW[empty] > 0, sizes_BW[empty], np.iinfo(np.int32).max).argmin(axis=1)
+        taken[empty, shortest] = True
+    return taken, left
+
+
+def _draw_replacements(labels: Ints, bits: UInts, vocabulary: MaskVocabulary) -> Ints:
+    """What stands at each chosen position: 80 % [MASK], 10 % a random ordinary token, 10 % the token that was there."""
+    fate = bits >> _SHIFT_32
+    places = ((bits & _LOW_32) * np.uint64(len(vocabulary.ordinary_ids))) >> _SHIFT_32
+    replaced = np.where(fate < _MASKED_OR_RANDOM, vocabulary.ordinary_ids[places], labels)
+    replaced[fate < _MASKED] = vocabulary.mask_id
+    return replaced

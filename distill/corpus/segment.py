@@ -1,0 +1,162 @@
+"""Finding words: `ltp:FOLDER_OR_HUB_ID` (perceptron or neural), `jieba`, or `words` (text already split by spaces).
+
+1. A line is cleaned of what BERT's tokenizer drops and split at white space into runs (characters.py).
+2. Long runs are cut into windows, because neural LTP reads 510 word pieces and silently glues the rest into one word.
+3. The segmenter cuts each window into words; Latin words and numbers it cut (BE|RT, 5|G) are joined again, because
+   BERT's tokenizer never parts them either; the words go back to their line.
+
+LTP folders and hub ids are in ltp_models.py, training of perceptrons in perceptron_training.py.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from distill.corpus import ltp_models
+from distill.corpus.characters import runs, windows
+from distill.corpus.perceptron_training import train_perceptron
+from distill.errors import InputError
+
+__all__ = [
+    "Segmenter",
+    "check_segmenter",
+    "is_neural",
+    "load_segmenter",
+    "resolve_segmenter",
+    "segmenter_fingerprint",
+    "train_perceptron",
+]
+
+KINDS = "ltp:FOLDER (or ltp:HUB_ID such as ltp:LTP/small), jieba, or words (text already split by spaces)"
+RULES_VERSION = "1"  # of cleaning, windows and type rules; raise it when they change what comes out
+WINDOW_CHARS = 20_000  # bounds time and memory of one call; perceptron and jieba have no limit of their own
+_LATIN_PAIR = re.compile("[A-Za-z0-9]{2}")
+
+
+class Segmenter(Protocol):
+    def segment(self, lines: Sequence[str]) -> list[list[str]]:
+        """One word list a line. Joined, its words are the line without white space and without what BERT drops."""
+
+
+@dataclass(frozen=True)
+class RunSegmenter:
+    """A segmenter made of a function that cuts runs into words and one that cuts long runs into windows."""
+
+    cut: Callable[[list[str]], list[list[str]]]
+    split: Callable[[str], Iterable[str]]
+
+    def segment(self, lines: Sequence[str]) -> list[list[str]]:
+        pieces: list[str] = []
+        line_of_piece: list[int] = []
+        for number, line in enumerate(lines):
+            for run in runs(line):
+                for piece in self.split(run):
+                    pieces.append(piece)
+                    line_of_piece.append(number)
+        words: list[list[str]] = [[] for _ in lines]
+        for number, piece, found in zip(line_of_piece, pieces, self.cut(pieces), strict=True):
+            words[number].extend(_join_latin(piece, found))
+        return words
+
+
+def _join_latin(piece: str, words: list[str]) -> list[str]:
+    """The words, those joined that meet between two ASCII letters or digits.
+
+    LTP has rules for this (enable_type_concat), but they leave Tr|ansformer.
+    """
+    if len(words) < 2 or not _LATIN_PAIR.search(piece):
+        return words
+    joined = words[:1]
+    for word in words[1:]:
+        if _LATIN_PAIR.match(joined[-1][-1] + word[0]):
+            joined[-1] += word
+        else:
+            joined.append(word)
+    return joined
+
+
+def load_segmenter(spec: str) -> Segmenter:
+    """The segmenter `spec` names, ready for use. A hub id is downloaded first.
+
+    Raises:
+        InputError: as check_segmenter, and if a model's files are damaged or the hub cannot be reached.
+    """
+    spec = resolve_segmenter(spec)
+    if spec == "words":
+        return RunSegmenter(cut=lambda pieces: [[piece] for piece in pieces], split=lambda run: (run,))
+    if spec == "jieba":
+        return RunSegmenter(cut=_load_jieba(), split=_short_windows)
+    folder = ltp_models.inspect_folder(spec.removeprefix("ltp:"))
+    if folder.neural:
+        return RunSegmenter(cut=ltp_models.load_neural(folder), split=ltp_models.neural_windows)
+    return RunSegmenter(cut=ltp_models.load_perceptron(folder), split=_short_windows)
+
+
+def check_segmenter(spec: str) -> None:
+    """Finds what can be wrong with `spec` without loading or downloading a model.
+
+    Raises:
+        InputError: unknown kind, missing folder or file, git-lfs pointer, package not installed; says what to do.
+    """
+    if spec in ("words", "jieba"):
+        if spec == "jieba" and importlib.util.find_spec("jieba") is None:
+            raise InputError("segmenter 'jieba': the package jieba is not installed; `pip install jieba`")
+        return
+    location = spec.removeprefix("ltp:")
+    if not spec.startswith("ltp:") or not location:
+        raise InputError(f"segmenter {spec!r}: unknown; use {KINDS}")
+    neural = None if ltp_models.is_hub_id(location) else ltp_models.inspect_folder(location).neural
+    ltp_models.check_installed(neural=neural)
+
+
+def resolve_segmenter(spec: str) -> str:
+    """`spec` with a hub id replaced by the folder it was downloaded to; checked."""
+    check_segmenter(spec)
+    location = spec.removeprefix("ltp:")
+    if spec.startswith("ltp:") and ltp_models.is_hub_id(location):
+        spec = f"ltp:{ltp_models.download(location)}"
+        check_segmenter(spec)
+    return spec
+
+
+def is_neural(spec: str) -> bool:
+    """Whether a resolved `spec` is a neural LTP model: some 400 times slower on a CPU, and best in one process."""
+    return spec.startswith("ltp:") and ltp_models.inspect_folder(spec.removeprefix("ltp:")).neural
+
+
+def segmenter_fingerprint(spec: str) -> str:
+    """A hex hash of what decides the segmenter's output: our rules, its package's version, its files' contents."""
+    spec = resolve_segmenter(spec)
+    digest = hashlib.sha256(f"rules {RULES_VERSION}\n".encode())
+    if spec.startswith("ltp:"):
+        folder = ltp_models.inspect_folder(spec.removeprefix("ltp:"))
+        package = "ltp" if folder.neural else "ltp-extension"
+        digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
+        for file in folder.files:
+            with open(file, "rb") as content:
+                digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    elif spec == "jieba":
+        digest.update(f"jieba {importlib.metadata.version('jieba')}\n".encode())
+    else:
+        digest.update(spec.encode())
+    return digest.hexdigest()
+
+
+def _short_windows(run: str) -> Iterable[str]:
+    return windows(run, WINDOW_CHARS)
+
+
+def _load_jieba() -> Callable[[list[str]], list[list[str]]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # jieba 0.42.1 imports pkg_resources and has invalid escape sequences
+        import jieba
+    jieba.setLogLevel(logging.WARNING)
+    tokenizer = jieba.Tokenizer()
+    tokenizer.initialize()
+    return lambda pieces: [tokenizer.lcut(piece) for piece in pieces]

@@ -1,0 +1,8 @@
+"""The one exception for mistakes a user can mend. The command line turns it into one line and exit code 2."""
+
+
+class InputError(ValueError):
+    """A file, a setting or a folder the user gave is wrong.
+
+    The message is one line that says where, what was found, and what is allowed or what to do.
+    """

@@ -1,0 +1,55 @@
+"""The table that compares architectures: MiniRBT's "Model Comparison", from configs alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill.errors import InputError
+from distill.modeling.counting import count_parameters, flops_per_token
+from distill.modeling.models import load_config
+
+SHIPPED = ("RoBERTa", "RBT6", "RBT3", "RBT4-h312", "MiniRBT-h256", "MiniRBT-h288")
+LENGTH = 512
+
+
+def shipped_configs() -> list[Path]:
+    """The six models of MiniRBT's table, from distill_configs beside the package or in the working directory."""
+    for folder in (Path("distill_configs"), Path(__file__).resolve().parents[2] / "distill_configs"):
+        if all((folder / f"{name}.json").exists() for name in SHIPPED):
+            return [folder / f"{name}.json" for name in SHIPPED]
+    raise InputError("distill_configs: not found here; name config files, e.g. `distill models my_config.json`")
+
+
+def comparison_table(paths: Sequence[Path]) -> str:
+    """A Markdown table; percentages are relative to the first model.
+
+    Model_size counts BertForMaskedLM with tied decoder, W/O embeddings leaves out word, position and type embeddings
+    with their LayerNorm: the conventions that give MiniRBT's published numbers.
+    """
+    head = ["Model", "Layers", "Hidden_size", "FFN_size", "Head_num", "Model_size", "Model_size(W/O embeddings)",
+            f"MFLOPs/token (L={LENGTH})"]  # fmt: skip
+    rows = []
+    first: tuple[int, int] | None = None
+    for path in paths:
+        config = load_config(path)
+        counts = count_parameters(config)
+        decimals = 2 if 50e6 < counts.masked_lm < 100e6 else 1  # as MiniRBT prints: 102.3M, 59.76M, 38.5M
+        first = first or (counts.masked_lm, counts.without_embeddings)
+        rows.append(
+            [
+                path.stem if path.suffix == ".json" else path.name,
+                str(config.num_hidden_layers), str(config.hidden_size), str(config.intermediate_size),
+                str(config.num_attention_heads),
+                f"{_millions(counts.masked_lm, decimals)} ({counts.masked_lm / first[0]:.1%})",
+                f"{_millions(counts.without_embeddings, decimals)} ({counts.without_embeddings / first[1]:.1%})",
+                f"{flops_per_token(config, min(LENGTH, config.max_position_embeddings)) / 1e6:.1f}",
+            ]  # fmt: skip
+        )
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def _millions(count: int, decimals: int) -> str:
+    return f"{count / 1e6:.{decimals}f}M"

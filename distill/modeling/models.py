@@ -1,0 +1,212 @@
+"""Model folders: find, load, build and save `BertForMaskedLM` models and their tokenizers.
+
+A model folder is Hugging Face's: config.json, model.safetensors or pytorch_model.bin, vocab.txt. Folders are data:
+nothing in them is executed.
+"""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from distill.corpus.tokenizing import load_tokenizer as load_bert_tokenizer
+from distill.errors import InputError
+from distill.recipe import read_json
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def find_model(name: str, *, weights: bool = True) -> Path:
+    """The local folder of a model: `name` itself if it is one, else the hub's, downloaded once (HF_ENDPOINT counts).
+
+    Raises:
+        InputError: no such folder or hub id, or a folder without config, tokenizer or weights.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError(f"{name}: a model is a folder with config.json, found a file")
+    if not _HUB_ID.fullmatch(name):
+        raise InputError(f"{name}: no such model folder")
+    patterns = ["config.json", *TOKENIZER_FILES, *(WEIGHT_FILES if weights else ())]
+    try:
+        if weights and not _has_safetensors(name):
+            patterns.remove("model.safetensors")
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises errors of several libraries for one cause
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{name}: no such folder, and it could not be fetched from the hub ({reason}); check the name, go online, "
+            f"set HF_ENDPOINT to a mirror, or put the files into a folder and name that"
+        ) from None
+
+
+def _has_safetensors(name: str) -> bool:
+    from huggingface_hub import HfApi
+
+    if os.environ.get("HF_HUB_OFFLINE"):
+        return True
+    return any(file.rfilename == "model.safetensors" for file in HfApi().model_info(name).siblings or [])
+
+
+def load_config(path: str | Path) -> BertConfig:
+    """The BertConfig in a JSON file or model folder.
+
+    Raises:
+        InputError: not readable, not BERT's, or numbers that make no BERT model.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "config.json"
+    raw = read_json(path)
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: a model config is a JSON object, found {type(raw).__name__}")
+    if raw.get("model_type", "bert") != "bert":
+        raise InputError(f"{path}: model_type is '{raw['model_type']}'; only 'bert' models can be distilled here")
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"):
+        value = raw.get(key)
+        if type(value) is not int or value < 1:
+            raise InputError(f"{path}: '{key}' must be a whole number above 0, found {json.dumps(value)}")
+    if raw["hidden_size"] % raw["num_attention_heads"]:
+        raise InputError(
+            f"{path}: hidden_size {raw['hidden_size']} is not a multiple of num_attention_heads "
+            f"{raw['num_attention_heads']}"
+        )
+    try:
+        return BertConfig(**raw)
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: not a BertConfig ({str(error).splitlines()[0]})") from None
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The BERT WordPiece tokenizer of a folder; InputError if it has no vocabulary or lacks a special token."""
+    tokenizer = load_bert_tokenizer(folder)
+    vocabulary = tokenizer.get_vocab()
+    for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"):
+        if token not in vocabulary:
+            raise InputError(f"{folder}: the vocabulary has no {token}")
+    return tokenizer
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds a model's weights."""
+    return any((folder / file).exists() for file in WEIGHT_FILES)
+
+
+def has_head(folder: Path) -> bool:
+    """Whether a model folder has a masked-language-model head; looks at the names of its weights only."""
+    head = "cls.predictions.transform.dense.weight"
+    for file in WEIGHT_FILES:
+        if not (folder / file).exists():
+            continue
+        if file.endswith(".json"):
+            return head in read_json(folder / file).get("weight_map", {})
+        try:
+            if file.endswith(".safetensors"):
+                with safe_open(folder / file, framework="pt") as weights:
+                    return head in weights.keys()  # noqa: SIM118, safe_open is no mapping
+            return head in torch.load(folder / file, map_location="meta", weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+            raise InputError(f"{folder / file}: cannot be read as weights ({reason})") from None
+    return False
+
+
+def load_masked_lm(folder: str | Path, *, need_head: bool = True, attention: str = "sdpa") -> BertForMaskedLM:
+    """The model of a folder in float32, complete: weights that are missing are an error, never made up.
+
+    Args:
+        need_head: whether the prediction head is used; a folder of an encoder alone is refused then.
+        attention: "sdpa", or "eager" where attention matrices are needed.
+    Raises:
+        InputError: no weights, missing or misshapen weights, no prediction head.
+    """
+    folder = Path(folder)
+    config = load_config(folder)
+    if not has_weights(folder):
+        raise InputError(f"{folder}: no weights; expected {WEIGHT_FILES[0]} or {WEIGHT_FILES[1]}")
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        model, info = BertForMaskedLM.from_pretrained(
+            folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True,
+            attn_implementation=attention, weights_only=True,
+        )  # fmt: skip
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        raise InputError(f"{folder}: weights cannot be loaded ({str(error).strip().splitlines()[0][:160]})") from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    missing = sorted(info["missing_keys"])
+    encoder = [key for key in missing if not key.startswith("cls.")]
+    if encoder:
+        raise InputError(f"{folder}: {len(encoder)} weights are missing, the first is {encoder[0]}")
+    if missing and need_head:
+        raise InputError(
+            f"{folder}: the model has no masked-language-model head ({len(missing)} weights missing, e.g. {missing[0]}), "
+            f"but its logits are used here; take a model saved with its head, or kd_weight 0"
+        )
+    return model
+
+
+def build_model(config: BertConfig, *, seed: int, attention: str = "sdpa") -> BertForMaskedLM:
+    """A new model with random weights that depend on `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BertForMaskedLM._from_config(BertConfig(**config.to_diff_dict()), attn_implementation=attention)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: BertConfig, *, tokens_from: str, model: str) -> None:
+    """InputError unless the model has exactly one row for every token."""
+    if len(tokenizer) != config.vocab_size:
+        raise InputError(
+            f"{model}: the model has {config.vocab_size} vocabulary rows, but the tokenizer of {tokens_from} has "
+            f"{len(tokenizer)} tokens; they must be equal"
+        )
+
+
+def check_same_tokens(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase, *, a_name: str, b_name: str) -> None:
+    """InputError unless both tokenizers give every token the same id."""
+    ours, theirs = a.get_vocab(), b.get_vocab()
+    if ours == theirs:
+        return
+    differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    raise InputError(
+        f"{a_name} and {b_name} have different vocabularies ({len(ours)} and {len(theirs)} tokens, {len(differing)} "
+        f"differ, e.g. '{differing[0]}'); teacher, student and data must share one"
+    )
+
+
+def save_model(model: BertForMaskedLM, folder: Path, *, tokenizer: Path, card: str) -> None:
+    """Writes a complete model folder that opens with transformers alone; whole or absent.
+
+    Args:
+        tokenizer: folder whose tokenizer files are copied.
+        card: text of README.md.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(partial)
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).exists():
+            shutil.copyfile(tokenizer / name, partial / name)
+    if not (partial / "tokenizer_config.json").exists():
+        load_tokenizer(tokenizer).save_pretrained(partial)
+    (partial / "README.md").write_text(card, encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)

@@ -1,0 +1,219 @@
+"""A whole run: prepare the data, train stage after stage, and print what came out.
+
+The parent (`run_recipe`) checks everything, prepares data in its own pool and starts the processes of each stage.
+A worker (`run_worker`) is one of those processes. What is finished is skipped, so the same command continues a run.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from distill.corpus.prepare import prepare_dataset
+from distill.errors import InputError
+from distill.launch import Cluster, run_stage_processes
+from distill.planning import StagePlan, plan_recipe
+from distill.modeling.counting import count_parameters, flops_per_token
+from distill.recipe import OPERATIONAL_FIELDS, Recipe, Stage, read_json
+from distill.release.results import collect_results, format_results
+from distill.training.checkpoint import checkpoint_students, clear_other_checkpoints
+
+WAIT_SECONDS = 1.0
+
+
+def run_recipe(recipe: Recipe, *, cluster: Cluster, only_stage: str | None, show: Callable[[str], None]) -> None:
+    """Runs all stages that are not finished, or one of them, and prints the table of results.
+
+    Raises:
+        InputError, launch.Interrupted, launch.StageFailed.
+    """
+    output = Path(recipe.output_dir)
+    stages = [recipe.stage(only_stage)] if only_stage else recipe.stages
+    check_output_folder(recipe)
+    plans = plan_recipe(recipe)
+    _check_made_before(stages, plans, only_stage)
+    recipe_file = output / "recipe.json"
+    if cluster.node_rank == 0:
+        write_json(recipe_file, recipe.model_dump())
+    for stage in stages:
+        while students := missing_students(plans[stage.name], output):
+            if cluster.node_rank == 0:
+                prepare_stage(plans[stage.name], students, output, show)
+            else:
+                wait_for_file(dataset_note(plans[stage.name], output))
+            show(describe_stage(plans[stage.name], students, cluster))
+            start = time.monotonic()
+            folder = output / "stages" / stage.name
+            folder.mkdir(parents=True, exist_ok=True)
+            run_stage_processes(recipe_file, stage.name, cluster=cluster, status_file=status_path(output, stage, cluster.node_rank),
+                                log_file=folder / "log.txt", show=show)  # fmt: skip
+            show(f"{stage.name}: finished {', '.join(students)} in {_duration(time.monotonic() - start)}")
+    if cluster.node_rank == 0:
+        results = collect_results(output, recipe.model_dump())
+        write_json(output / "report" / "results.json", results)
+        show(format_results(results))
+
+
+def status_path(output: Path, stage: Stage, node_rank: int) -> Path:
+    """Where the first process of a stage on a node says how it is."""
+    suffix = f"-node{node_rank}" if node_rank else ""
+    return output / "stages" / stage.name / f"status{suffix}.json"
+
+
+def missing_students(plan: StagePlan, output: Path) -> list[str]:
+    """The students to train in the next pass: those of an unfinished checkpoint, else all that have no model folder."""
+    missing = [name for name, model in plan.students.items() if not (model.folder / "config.json").exists()]
+    started = checkpoint_students(output / "stages" / plan.stage.name / "checkpoints")
+    again = [name for name in missing if name in started]
+    return again if again and set(started) <= set(plan.students) else missing
+
+
+def dataset_note(plan: StagePlan, output: Path) -> Path:
+    """The small file that says which packed dataset a stage reads; it exists when that dataset is ready."""
+    return output / "stages" / plan.stage.name / "dataset.json"
+
+
+def prepare_stage(plan: StagePlan, students: list[str], output: Path, show: Callable[[str], None]) -> None:
+    """Makes what the stage's processes will read: the packed dataset, and no checkpoints of another pass."""
+    clear_other_checkpoints(output / "stages" / plan.stage.name / "checkpoints", students)
+    packed = prepare_dataset(
+        plan.stage.data, tokenizer=plan.tokenizer, max_seq_length=plan.stage.max_seq_length, folder=output / "data",
+        processes=os.cpu_count() or 1, progress=show_progress, report=show,
+    )  # fmt: skip
+    write_json(dataset_note(plan, output), {"path": str(packed)})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces a JSON file as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def wait_for_file(path: Path) -> None:
+    """Returns when a file that another node writes is there (the output folder is shared)."""
+    while not path.exists():
+        time.sleep(WAIT_SECONDS)
+
+
+@contextlib.contextmanager
+def show_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar in characters."""
+    interval = 0.5 if sys.stderr.isatty() else 30
+    with tqdm(total=total, desc=what, unit="char", unit_scale=True, mininterval=interval) as bar:
+        yield lambda done: bar.update(done) and None
+
+
+def describe_stage(plan: StagePlan, students: list[str], cluster: Cluster) -> str:
+    """The start line of a stage: who learns from whom, and the batch arithmetic."""
+    stage = plan.stage
+    per_process = -(-stage.global_batch_size // cluster.world_size)
+    micro = min(stage.rows_per_forward(), per_process)
+    source = f"from {stage.teacher}" if stage.teacher else "without a teacher"
+    length = f"{stage.steps:,} steps" if stage.steps else f"{stage.epochs:g} epochs"
+    return (
+        f"{stage.name}: {', '.join(students)} {source}, {length} of {stage.global_batch_size:,} sequences = "
+        f"{cluster.world_size} process(es) x {-(-per_process // micro)} micro-batch(es) x up to {micro}, "
+        f"{stage.max_seq_length} tokens each"
+    )
+
+
+def describe_plan(recipe: Recipe, cluster: Cluster) -> str:
+    """What a run would do, stage by stage, after all checks that need no training: for --dry-run."""
+    check_output_folder(recipe)
+    lines = []
+    for plan in plan_recipe(recipe).values():
+        students = missing_students(plan, Path(recipe.output_dir))
+        if not students:
+            lines.append(f"{plan.stage.name}: finished")
+            continue
+        lines.append(describe_stage(plan, students, cluster))
+        lines += [f"  {line}" for line in describe_cost(plan, students)]
+    return "\n".join(lines)
+
+
+def describe_cost(plan: StagePlan, students: list[str]) -> list[str]:
+    """Parameters, tokens, FLOPs and memory of a pass, from the configs alone."""
+    stage, length = plan.stage, plan.stage.max_seq_length
+    share = stage.data.mask_probability
+    counts = {name: count_parameters(plan.students[name].config).masked_lm for name in students}
+    lines = [f"{name}: {count:,} parameters, matches: {len(plan.matches[name])}" for name, count in counts.items()]
+    forward = flops_per_token(plan.teacher.config, length, head_share=share) if plan.teacher else 0.0
+    flops = forward + sum(3 * flops_per_token(plan.students[name].config, length, head_share=share) for name in students)
+    if stage.steps:
+        tokens = stage.steps * stage.global_batch_size * length
+        lines.append(f"{tokens:,} tokens x {flops / 1e6:,.0f} MFLOPs = {tokens * flops:.3g} FLOPs")
+    # Weights, gradients and two moments in float32 for a student, weights alone for the teacher.
+    memory = 16 * sum(counts.values()) + (4 * count_parameters(plan.teacher.config).masked_lm if plan.teacher else 0)
+    lines.append(f"weights and optimiser: {memory / 1e9:.2f} GB a process, activations not counted")
+    return lines
+
+
+def check_output_folder(recipe: Recipe) -> None:
+    """Refuses an output folder whose recorded recipe would have trained other models.
+
+    Stages and students may be added, and fields that do not change the training may change.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    recorded_file = Path(recipe.output_dir) / "recipe.json"
+    if Path(recipe.output_dir).exists() and not Path(recipe.output_dir).is_dir():
+        raise InputError(f"{recipe.output_dir}: output_dir is a file; name a folder")
+    if not recorded_file.exists():
+        return
+    recorded = read_json(recorded_file)
+    before = {stage["name"]: stage for stage in recorded["stages"]}
+    now = {stage.name: stage.model_dump() for stage in recipe.stages}
+    for name, old in before.items():
+        if name not in now:
+            raise InputError(
+                f"{recipe.output_dir}: this folder was made by another recipe (it has a stage '{name}', this one has "
+                f"not); choose another output_dir"
+            )
+        differing = _difference(old, now[name])
+        if differing:
+            raise InputError(
+                f"{recipe.output_dir}: this folder was made by another recipe: stage '{name}', {differing}; choose "
+                f"another output_dir, or set it back"
+            )
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first field of a stage, or of a student in both, that changes the training; '' if there is none."""
+    for field in sorted((old.keys() | new.keys()) - OPERATIONAL_FIELDS - {"students"}):
+        if old.get(field) != new.get(field):
+            return f"{field} was {json.dumps(old.get(field))} and is now {json.dumps(new.get(field))}"
+    for student, fields in old["students"].items():
+        if student not in new["students"]:
+            return f"student '{student}' is missing now"
+        for field, value in fields.items():
+            if value != new["students"][student].get(field):
+                changed = new["students"][student].get(field)
+                return f"student '{student}', {field} was {json.dumps(value)} and is now {json.dumps(changed)}"
+    return ""
+
+
+def _check_made_before(stages: list[Stage], plans: dict[str, StagePlan], only_stage: str | None) -> None:
+    """A single stage needs the models of earlier stages to be there."""
+    if only_stage is None:
+        return
+    for stage in stages:
+        plan = plans[stage.name]
+        for model in [plan.teacher, *plan.inits.values()]:
+            if model and not (model.folder / "config.json").exists():
+                raise InputError(f"stage '{stage.name}' needs the model '{model.name}', which an earlier stage makes; "
+                                 f"run the whole recipe or that stage first")  # fmt: skip
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

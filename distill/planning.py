@@ -1,0 +1,151 @@
+"""A recipe checked against the world: every model, tokenizer, layer match and file, before anything slow starts.
+
+The plan knows for each stage which folders it will read and which models it will make. Nothing is written here.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import BertConfig
+
+from distill.corpus.prepare import check_data
+from distill.errors import InputError
+from distill.modeling.initialise import check_layers
+from distill.modeling.models import (
+    check_same_tokens, check_vocabulary, find_model, has_head, has_weights, load_config, load_tokenizer,
+)  # fmt: skip
+from distill.recipe import Recipe, Stage, Student
+from distill.training.matches import Match, resolve_matches
+from distill.training.objective import check_kd_loss
+from distill.training.stage import needs_teacher_head
+from distill.training.student import check_scheduler
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """A model that a stage reads: a folder that is there, or one that an earlier stage will have made."""
+
+    name: str
+    folder: Path
+    config: BertConfig
+    tokenizer: Path
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage with everything found."""
+
+    stage: Stage
+    teacher: PlannedModel | None
+    tokenizer: Path
+    students: dict[str, PlannedModel]
+    inits: dict[str, PlannedModel]
+    matches: dict[str, list[Match]]
+
+
+def plan_recipe(recipe: Recipe) -> dict[str, StagePlan]:
+    """The plan of every stage, by name.
+
+    Raises:
+        InputError: the first thing that is wrong, with stage and student.
+    """
+    made: dict[str, PlannedModel] = {}
+    plans = {}
+    for stage in recipe.stages:
+        plan = _plan_stage(stage, made, Path(recipe.output_dir) / "models")
+        plans[stage.name] = plan
+        made.update(plan.students)
+    return plans
+
+
+def _plan_stage(stage: Stage, made: dict[str, PlannedModel], models: Path) -> StagePlan:
+    where = f"stage '{stage.name}'"
+    check_data(stage.data, where=where)
+    teacher = _find(stage.teacher, made, where=f"{where}, teacher") if stage.teacher else None
+    inits = {
+        name: _find(student.init, made, where=f"{where}, student '{name}', init")
+        for name, student in stage.students.items()
+        if student.init
+    }
+    tokenizer_dir = _find_tokenizer(stage, teacher, inits, where)
+    tokenizer = load_tokenizer(tokenizer_dir)
+    if teacher:
+        _check_tokens(teacher, tokenizer_dir, where=f"{where}, teacher")
+        if teacher.name not in made and needs_teacher_head(stage.students.values()) and not has_head(teacher.folder):
+            raise InputError(
+                f"{where}: teacher {teacher.name} has no masked-language-model head, but a student learns from its "
+                f"logits or copies it; take a model saved with its head, or set kd_weight to 0"
+            )
+    students, matches = {}, {}
+    for name, student in stage.students.items():
+        place = f"{where}, student '{name}'"
+        config = load_config(student.config) if student.config else inits[name].config
+        check_vocabulary(tokenizer, config, tokens_from=str(tokenizer_dir), model=f"{place}: {student.config or student.init}")
+        _check_student(student, config, teacher, inits.get(name), tokenizer_dir, place)
+        matches[name] = resolve_matches(student.matches, teacher.config, config, where=place) if teacher else []
+        students[name] = PlannedModel(name, models / name, config, tokenizer_dir)
+    for model in [*students.values(), *([teacher] if teacher else [])]:
+        if stage.max_seq_length > model.config.max_position_embeddings:
+            raise InputError(
+                f"{where}: max_seq_length {stage.max_seq_length} is over the {model.config.max_position_embeddings} "
+                f"positions of {model.name}"
+            )
+    return StagePlan(stage, teacher, tokenizer_dir, students, inits, matches)
+
+
+def _find(name: str, made: dict[str, PlannedModel], *, where: str) -> PlannedModel:
+    """A model by its earlier name, folder or hub id."""
+    if name in made:
+        return made[name]
+    try:
+        folder = find_model(name)
+        config = load_config(folder)
+        load_tokenizer(folder)
+        if not has_weights(folder):
+            raise InputError(f"{folder}: no weights; expected model.safetensors or pytorch_model.bin")
+    except InputError as error:
+        earlier = f" (students made earlier: {', '.join(made)})" if made else ""
+        raise InputError(f"{where}: {error}{earlier}") from None
+    return PlannedModel(name, folder, config, folder)
+
+
+def _find_tokenizer(
+    stage: Stage, teacher: PlannedModel | None, inits: dict[str, PlannedModel], where: str
+) -> Path:
+    if stage.data.tokenizer:
+        return find_model(stage.data.tokenizer, weights=False)
+    for model in [teacher, *inits.values()]:
+        if model:
+            return model.tokenizer
+    raise InputError(f"{where}: no teacher to take the tokenizer from; name one in data.tokenizer")
+
+
+def _check_tokens(model: PlannedModel, tokenizer: Path, *, where: str) -> None:
+    """The model's rows and the data's tokens must be the same."""
+    own = load_tokenizer(model.tokenizer)
+    check_vocabulary(own, model.config, tokens_from=str(model.tokenizer), model=f"{where} {model.name}")
+    if model.tokenizer != tokenizer:
+        check_same_tokens(own, load_tokenizer(tokenizer), a_name=f"{where} {model.name}", b_name=str(tokenizer))
+
+
+def _check_student(
+    student: Student, config: BertConfig, teacher: PlannedModel | None, init: PlannedModel | None, tokenizer: Path,
+    where: str,
+) -> None:  # fmt: skip
+    """Everything about one student but its matches."""
+    check_kd_loss(student.kd_loss, where=where)
+    check_scheduler(student.scheduler, where=where)
+    if teacher and student.init_layers:
+        check_layers(student.init_layers, teacher.config, config, where=where)
+    if teacher and not (student.kd_weight or student.mlm_weight or student.matches):
+        raise InputError(f"{where}: kd_weight and mlm_weight are 0 and there are no matches, so nothing is learned")
+    if init:
+        _check_tokens(init, tokenizer, where=f"{where}, init")
+        differing = [
+            f"{key} {getattr(config, key)} against {getattr(init.config, key)}"
+            for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
+                        "max_position_embeddings", "type_vocab_size")
+            if getattr(config, key) != getattr(init.config, key)
+        ]  # fmt: skip
+        if differing:
+            raise InputError(f"{where}: config and init {init.name} have other shapes ({', '.join(differing)})")

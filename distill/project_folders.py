@@ -1,0 +1,67 @@
+"""MiniRBT's project structure: what run_chinese_ref.py and my_datasets.py do without arguments.
+
+dataset/train and dataset/dev hold the text, pretrained_model_path/ltp the segmenter, pretrained_model_path/RoBERTa the
+teacher with its vocabulary. References go below dataset/references, their list into dataset/data.json, packed data
+into saves/data.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from distill.errors import InputError
+
+TEXT = {"train": Path("dataset/train"), "dev": Path("dataset/dev")}
+SEGMENTER = Path("pretrained_model_path/ltp")
+TOKENIZER = Path("pretrained_model_path/RoBERTa")
+REFERENCES = Path("dataset/references")
+DATA_JSON = Path("dataset/data.json")
+PACKED = Path("saves/data")
+MAX_SEQ_LENGTH = 512
+
+
+def write_project_references() -> None:
+    """Writes the references of dataset/train and dataset/dev and lists both in dataset/data.json.
+
+    Raises:
+        InputError: text, segmenter or tokenizer is not where the project structure has it.
+    """
+    from distill.corpus.prepare import estimate_characters
+    from distill.corpus.reference import reference_paths, write_references
+    from distill.corpus.segment import check_segmenter
+    from distill.corpus.text import expand_text
+    from distill.pipeline import show_progress, write_json
+
+    for folder, what in ((SEGMENTER, "the LTP model (e.g. LTP/small or LTP/legacy)"), (TOKENIZER, "the teacher's vocab.txt")):
+        if not folder.is_dir() or not any(file.name != "README.md" for file in folder.iterdir()):
+            raise InputError(f"{folder}: empty; put {what} there, or give arguments (python run_chinese_ref.py --help)")
+    if not _texts("train"):
+        raise InputError(f"{TEXT['train']}: no *.txt there; put your training text there, one passage a line")
+    check_segmenter(f"ltp:{SEGMENTER}")
+    listed: dict[str, dict[str, list[str]]] = {}
+    for split, folder in TEXT.items():
+        files = expand_text([folder]) if _texts(split) else []
+        references = reference_paths(files, folder, REFERENCES / split)
+        if files:
+            with show_progress(f"references of {split}", estimate_characters(files)) as advance:
+                write_references(files, references, segmenter=f"ltp:{SEGMENTER}", tokenizer_dir=str(TOKENIZER),
+                                 processes=os.cpu_count() or 1, progress=advance)  # fmt: skip
+        listed[split] = {f"{split}_files": [str(file) for file in files],
+                         f"{split}_ref_files": [str(file) for file in references]}  # fmt: skip
+    write_json(DATA_JSON, listed)
+    print(f"{REFERENCES}: references of {sum(len(_texts(split)) for split in TEXT)} file(s), listed in {DATA_JSON}")
+
+
+def pack_project_data() -> None:
+    """Packs what dataset/data.json lists with the teacher's vocabulary, 512 tokens a row."""
+    from distill.cli import main
+
+    if not DATA_JSON.exists():
+        raise InputError(f"{DATA_JSON}: not there; run python run_chinese_ref.py first, or give arguments (see --help)")
+    json.loads(DATA_JSON.read_text(encoding="utf-8"))
+    main(["pack", "--data", str(DATA_JSON), "--tokenizer", str(TOKENIZER), "--max-seq-length", str(MAX_SEQ_LENGTH),
+          "--output", str(PACKED)])  # fmt: skip
+
+
+def _texts(split: str) -> list[Path]:
+    return sorted(TEXT[split].rglob("*.txt")) if TEXT[split].is_dir() else []

@@ -1,0 +1,89 @@
+"""The table at the end of a run, read from the files that the stages left."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distill.modeling.counting import count_parameters
+from distill.modeling.models import load_config
+
+
+def collect_results(output: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Every model of a run with its size and last dev measurement.
+
+    Returns: {"models": [{"name", "stage", "teacher", "parameters", "without_embeddings", "steps", "tokens",
+        "dev_accuracy", "dev_loss"}], "most_common_share": {stage: share of masked dev tokens that guessing the
+        commonest token would get right}}. A value that was not measured is None.
+    """
+    models: list[dict[str, Any]] = []
+    shares = {}
+    for stage in recipe["stages"]:
+        folder = output / "stages" / stage["name"]
+        records = read_dev_records(folder / "metrics.jsonl")
+        shares[stage["name"]] = _most_common_share(folder / "dataset.json")
+        if stage["teacher"] and stage["teacher"] not in {model["name"] for model in models}:
+            models.append(_row(stage["teacher"], stage, records.get("teacher"), None, None))
+        for name in stage["students"]:
+            config = output / "models" / name / "config.json"
+            if config.exists():
+                models.append(_row(name, stage, records.get(name), config, stage["teacher"]))
+    return {"models": models, "most_common_share": shares}
+
+
+def read_dev_records(path: Path) -> dict[str, dict[str, Any]]:
+    """The last dev record of each student of a metrics.jsonl."""
+    if not path.exists():
+        return {}
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {record["student"]: record for record in records if record["split"] == "dev"}
+
+
+def _row(
+    name: str, stage: Mapping[str, Any], record: Mapping[str, Any] | None, config: Path | None, teacher: str | None
+) -> dict[str, Any]:
+    counts = count_parameters(load_config(config)) if config else None
+    record = record or {}
+    return {
+        "name": name, "stage": stage["name"], "teacher": teacher,
+        "parameters": counts.masked_lm if counts else None,
+        "without_embeddings": counts.without_embeddings if counts else None,
+        "steps": record.get("step"), "tokens": record.get("tokens"),
+        "dev_accuracy": record.get("accuracy"), "dev_loss": record.get("mlm_loss"),
+    }  # fmt: skip
+
+
+def _most_common_share(note: Path) -> float | None:
+    """What always guessing the commonest token of the training rows would get right on dev."""
+    if not note.exists():
+        return None
+    info = json.loads((Path(json.loads(note.read_text(encoding="utf-8"))["path"]) / "info.json").read_text("utf-8"))
+    share = info.get("most_common_token", {}).get("dev_share")
+    return float(share) if share is not None else None
+
+
+def format_results(results: Mapping[str, Any]) -> str:
+    """The results as a Markdown table with a line about the baseline."""
+    head = ["model", "teacher", "parameters", "w/o embeddings", "dev MLM accuracy", "dev MLM loss"]
+    rows = [
+        [
+            model["name"],
+            model["teacher"] or "-",
+            _show(model["parameters"], ","),
+            _show(model["without_embeddings"], ","),
+            _show(model["dev_accuracy"], ".2%"),
+            _show(model["dev_loss"], ".3f"),
+        ]
+        for model in results["models"]
+    ]
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+             for row in [head, ["-" * width for width in widths], *rows]]  # fmt: skip
+    shares = {share for share in results["most_common_share"].values() if share is not None}
+    if shares:
+        lines.append("always guessing the commonest token: " + ", ".join(f"{share:.2%}" for share in sorted(shares)))
+    return "\n".join(lines)
+
+
+def _show(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)

@@ -1,0 +1,201 @@
+"""The loss of one student on one micro-batch. The objective is TextBrewer's; this module feeds it.
+
+ 1. `encode` runs an encoder and keeps only the hidden states and attentions that some match needs.
+ 2. The prediction head is applied to the masked positions alone, [N, H] -> [N, V], not to all B x L positions.
+ 3. `GeneralDistiller.compute_loss` turns logits and states into losses by the registered formulas.
+ 4. Each term is weighted by this micro-batch's share of the step's units (masked tokens, tokens, ...), so that
+    the sum over micro-batches and processes is the mean over the step, however it was cut.
+"""
+
+# B sequences, L tokens, N masked positions, H width, V vocabulary
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
+from textbrewer.presets import KD_LOSS_MAP
+from torch import Tensor, nn
+from transformers import BertForMaskedLM
+
+from distill.corpus.batches import MicroBatch
+from distill.errors import InputError
+from distill.recipe import nearest
+from distill.training.losses import MASK_DEPENDENT_LOSSES, MASKED, loss_unit
+from distill.training.matches import Match
+
+Share = Mapping[str, float]
+"""Unit -> this micro-batch's count over the whole step's count."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What must be computed of an encoder."""
+
+    hidden: frozenset[int] = frozenset()
+    attention: bool = False
+    logits: bool = True
+
+    def __or__(self, other: "Needs") -> "Needs":
+        return Needs(self.hidden | other.hidden, self.attention or other.attention, self.logits or other.logits)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder gave: hidden states (None where not needed), attentions, logits [N, V] of the masked positions."""
+
+    hidden: tuple[Tensor | None, ...]
+    attention: tuple[Tensor, ...]
+    logits: Tensor | None
+
+
+def check_kd_loss(name: str, *, where: str) -> None:
+    """InputError unless TextBrewer's registry has this KD loss."""
+    if name not in KD_LOSS_MAP:
+        raise InputError(f"{where}: unknown kd_loss '{name}'{nearest(name, KD_LOSS_MAP)}")
+
+
+def needs_of(matches: Iterable[Match], side: str, *, logits: bool) -> Needs:
+    """What the matches need of one side ("T" or "S")."""
+    hidden: set[int] = set()
+    attention = False
+    for match in matches:
+        layers = match[f"layer_{side}"]
+        if match["feature"] == "attention":
+            attention = True
+        else:
+            hidden |= set(layers if isinstance(layers, list) else [layers])
+    return Needs(frozenset(hidden), attention, logits)
+
+
+def encode(model: BertForMaskedLM, batch: MicroBatch, needs: Needs) -> Features:
+    """Runs an encoder on a micro-batch; the prediction head sees the masked positions only."""
+    outputs = model.bert(
+        batch.input_ids,
+        attention_mask=batch.attention_mask,
+        output_hidden_states=sorted(needs.hidden) if needs.hidden else False,
+        output_attentions=needs.attention,
+    )
+    logits = None
+    if needs.logits:
+        states = outputs.last_hidden_state
+        logits = model.cls(states.reshape(-1, states.size(-1)).index_select(0, batch.masked_positions)).float()
+    hidden = tuple(None if state is None else state.float() for state in outputs.hidden_states or ())
+    attention = tuple(matrix.float() for matrix in outputs.attentions or ())
+    if needs.attention and not attention:
+        raise RuntimeError("attention matrices are missing; the model must be loaded with attention='eager'")
+    return Features(hidden, attention, logits)
+
+
+class Objective(nn.Module):
+    """A student, its projections and its loss. The teacher is not part of it: it is not trained and not saved."""
+
+    def __init__(
+        self,
+        student: BertForMaskedLM,
+        *,
+        matches: list[Match] | None = None,
+        temperature: float = 8.0,
+        kd_loss: str = "ce",
+        kd_weight: float = 1.0,
+        mlm_weight: float = 0.0,
+        distilled: bool = True,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
+        """
+        Args:
+            matches: TextBrewer's intermediate_matches, resolved.
+            kd_weight: weight of the KD term as it enters the sum (temperature^2 included, if wanted).
+            distilled: False for masked-language modelling without a teacher; only the MLM term is left then.
+            autocast: context of the encoder and the projections; the losses are always computed in float32.
+        """
+        super().__init__()
+        matches = matches or []
+        config = DistillationConfig(
+            temperature=temperature,
+            kd_loss_type=kd_loss,
+            kd_loss_weight=kd_weight,
+            hard_label_weight=mlm_weight,
+            intermediate_matches=[{**match, "proj": list(match["proj"]) if match.get("proj") else None}
+                                  for match in matches],
+        )  # fmt: skip
+        self.student = student
+        self.autocast = autocast
+        self.distilled = distilled
+        self.use_kd = distilled and kd_weight > 0
+        self.use_mlm = mlm_weight > 0 or not distilled
+        self.matches = matches
+        self.kd_weight, self.mlm_weight = kd_weight, mlm_weight
+        self.teacher_needs = needs_of(matches, "T", logits=self.use_kd)
+        self.student_needs = needs_of(matches, "S", logits=self.use_kd or self.use_mlm)
+        self.always_mask = any(match["loss"] in MASK_DEPENDENT_LOSSES for match in matches)
+        training = TrainingConfig(device="cpu", output_dir=".")
+        self._distiller = GeneralDistiller(training, config, None, student, None, None)
+        self.projections = nn.ModuleDict({str(i): p for i, p in enumerate(self._distiller.projs) if p is not None})
+        self._distiller.projs = [
+            functools.partial(self._project, self.projections[str(i)]) if str(i) in self.projections else None
+            for i in range(len(matches))
+        ]
+        self.projection_options = {
+            str(i): match["proj"][3] for i, match in enumerate(matches) if len(match.get("proj") or ()) == 4
+        }
+
+    def forward(
+        self, batch: MicroBatch, teacher: Features | None, share: Share
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted loss of this micro-batch and its unweighted terms, each times its share of the step.
+
+        Args:
+            teacher: features with at least `teacher_needs`; None without a teacher.
+            share: unit -> this micro-batch's part of the step's count.
+        Returns:
+            A scalar whose sum over all micro-batches is the step's loss, and name -> scalar likewise.
+        """
+        with self.autocast():
+            features = encode(self.student, batch, self.student_needs)
+        mlm = F.cross_entropy(features.logits, batch.labels) if self.use_mlm and features.logits is not None else None
+        if not self.distilled or teacher is None:
+            assert mlm is not None
+            return mlm * share[MASKED], {"mlm": mlm.detach() * share[MASKED]}
+        results_S: dict[str, object] = {"hidden": features.hidden, "attention": features.attention}
+        results_T: dict[str, object] = {"hidden": teacher.hidden, "attention": teacher.attention}
+        if self.use_kd:
+            results_S["logits"], results_T["logits"] = [features.logits], [teacher.logits]
+        if mlm is not None:
+            results_S["losses"] = [mlm]
+        mask = batch.attention_mask
+        if mask is None and self.always_mask:
+            mask = torch.ones_like(batch.input_ids)
+        if mask is not None:
+            results_S["inputs_mask"] = mask
+        self._set_weights(share)
+        total, terms = self._distiller.compute_loss(results_S, results_T)
+        return total, self._named_terms(terms, share)
+
+    def _set_weights(self, share: Share) -> None:
+        """Multiplies every term's weight by this micro-batch's share of the unit that the term averages over."""
+        config = self._distiller.d_config
+        config.kd_loss_weight = self.kd_weight * share[MASKED]
+        config.hard_label_weight = self.mlm_weight * share[MASKED]
+        for match, configured in zip(self.matches, config.intermediate_matches, strict=True):
+            configured.weight = match["weight"] * share[loss_unit(match["loss"])]
+
+    def _named_terms(self, terms: Mapping[str, Tensor], share: Share) -> dict[str, Tensor]:
+        """TextBrewer's terms under short names (kd, mlm, hidden_mse_3_6), unweighted, times their share."""
+        named = {}
+        for short, name in (("kd", "unweighted_kd_loss"), ("mlm", "unweighted_hard_label_loss")):
+            if name in terms:
+                named[short] = terms[name].detach() * share[MASKED]
+        for match in self.matches:
+            layers = [match["layer_S"], match["layer_T"]]
+            s, t = ("-".join(map(str, n)) if isinstance(n, list) else str(n) for n in layers)
+            value = terms[f"unweighted_{match['feature']}_{match['loss']}_{s}_{t}"]
+            named[f"{match['loss']}_{s}_{t}"] = value.detach() * share[loss_unit(match["loss"])]
+        return named
+
+    def _project(self, projection: nn.Module, states: Tensor) -> Tensor:
+        with self.autocast():
+            return projection(states).float()

@@ -1,0 +1,75 @@
+"""The processes of one stage: who am I, which device, and the two sums that they share.
+
+Counts and the wish to stop travel on the CPU (gloo), gradients on the device (nccl, or gloo), each once a step.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all of a stage."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def join_processes() -> Processes:
+    """Joins the group that torchrun's environment names, or stands alone without one."""
+    rank, world_size, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if world_size > 1:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    return Processes(rank, world_size, device)
+
+
+def leave_processes(processes: Processes) -> None:
+    """Leaves the group, if there is one."""
+    if processes.world_size > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_over_processes(values: Tensor, processes: Processes) -> Tensor:
+    """The sum of a tensor over all processes, in place; the tensor may be on the CPU or the device."""
+    if processes.world_size > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def wait_for_all(processes: Processes) -> None:
+    """Returns when every process has come here."""
+    sum_over_processes(torch.zeros(1), processes)
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter], processes: Processes) -> None:
+    """Adds up the gradients of all processes in one flat all-reduce.
+
+    One buffer instead of DistributedDataParallel's buckets: those are rebuilt after the first step, so that a resumed
+    run adds in another order and is not equal bit for bit at 3 and more processes (measured).
+    """
+    if processes.world_size == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    offset = 0
+    for gradient in gradients:
+        gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
+        offset += gradient.numel()

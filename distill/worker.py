@@ -1,0 +1,107 @@
+"""One process of one stage: what `distill train RECIPE --stage NAME` is under our parent or a user's torchrun."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+from distill.errors import InputError
+from distill.launch import CHILD
+from distill.pipeline import dataset_note, missing_students, prepare_stage, status_path
+from distill.planning import StagePlan, plan_recipe
+from distill.recipe import Recipe, read_json
+from distill.release.card import model_card
+from distill.training.loop import StageStopped, TrainingFailed
+from distill.training.metrics import StatusFile, read_status
+from distill.training.processes import join_processes, leave_processes
+from distill.training.signals import StopRequest
+from distill.training.stage import StagePaths, train_stage
+
+logger = logging.getLogger(__name__)
+
+
+def run_worker(recipe: Recipe, stage_name: str) -> int:
+    """Trains one stage as one of its processes. Returns the exit code; what happened stands in the status file."""
+    stop = StopRequest()
+    output = Path(recipe.output_dir)
+    stage = recipe.stage(stage_name)
+    rank = int(os.environ.get("RANK", 0))
+    node_rank = int(os.environ.get("GROUP_RANK", 0))
+    status = StatusFile(status_path(output, stage, node_rank))
+    try:
+        plan = plan_recipe(recipe)[stage_name]
+        students = missing_students(plan, output)
+        if students:
+            _train(recipe, plan, students, output, stop, status, rank)
+        if rank == 0 or CHILD in os.environ and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            steps = read_status(status.path).get("steps", 0)
+            status.write("finished", message="", step=steps, steps=steps)
+        return 0
+    except StageStopped as error:
+        name = signal.Signals(error.signum).name
+        status.write("stopped", message=f"stopped by {name} after step {error.step:,}; a checkpoint was written, the "
+                     f"same command goes on from it", exit_code=128 + error.signum)  # fmt: skip
+        return 128 + error.signum
+    except InputError as error:
+        _tell(status, rank, str(error), 2)
+        return 2
+    except TrainingFailed as error:
+        _tell(status, rank, f"stage '{stage_name}', {error}", 1)
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        _tell(status, rank, _explain(error, stage_name), 1)
+        return 1
+
+
+def _train(
+    recipe: Recipe, plan: StagePlan, students: list[str], output: Path, stop: StopRequest, status: StatusFile, rank: int
+) -> None:
+    if CHILD not in os.environ:
+        _prepare_under_torchrun(plan, students, output, rank)
+    paths = StagePaths(
+        dataset=Path(read_json(dataset_note(plan, output))["path"]), tokenizer=plan.tokenizer,
+        teacher=plan.teacher.folder if plan.teacher else None,
+        inits={name: model.folder for name, model in plan.inits.items()},
+        stage=output / "stages" / plan.stage.name, models=output / "models",
+    )  # fmt: skip
+    cards = {name: model_card(name, plan.stage.model_dump(), recipe.model_dump()) for name in students}
+    processes = join_processes()
+    try:
+        train_stage(plan.stage, students, paths, cards, processes, stop, status)
+    finally:
+        with contextlib.suppress(RuntimeError):
+            leave_processes(processes)
+
+
+def _prepare_under_torchrun(plan: StagePlan, students: list[str], output: Path, rank: int) -> None:
+    """Without our parent, the first process prepares the data and the others wait for it."""
+    note = dataset_note(plan, output)
+    started = time.time()
+    if rank == 0:
+        prepare_stage(plan, students, output, show=lambda line: print(line, file=sys.stderr))
+    while not note.exists() or note.stat().st_mtime < started - 60:
+        time.sleep(0.5)
+
+
+def _tell(status: StatusFile, rank: int, message: str, code: int) -> None:
+    """Writes a failure for the parent, or to stderr where there is none. The first process to speak is heard."""
+    if read_status(status.path).get("state") != "failed":
+        status.write("failed", message=message, exit_code=code)
+    if CHILD not in os.environ and rank == 0:
+        print(f"error: {message}", file=sys.stderr)
+
+
+def _explain(error: Exception, stage: str) -> str:
+    """One line for an unexpected error; out of memory names the field to lower."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
+    if out_of_memory:
+        return f"stage '{stage}': out of memory; lower micro_batch_size (the result does not change), or max_seq_length"
+    return f"stage '{stage}': {type(error).__name__}: {text[:300]}"

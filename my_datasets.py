@@ -1,0 +1,12 @@
+"""`python my_datasets.py`: packs the data of jsons/data.json ahead of training; with arguments it is `distill pack`."""
+
+import sys
+
+from distill.cli import guard, main
+from distill.project_folders import pack_project_data
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        main(["pack", *sys.argv[1:]])
+    else:
+        guard(pack_project_data)

@@ -1,0 +1,12 @@
+"""`python train.py RECIPE` is `distill train RECIPE`; with MiniRBT's flags it runs the single stage that they describe."""
+
+import sys
+
+from distill.cli import guard, main
+from distill.minirbt_flags import looks_like_minirbt, run_minirbt_flags
+
+if __name__ == "__main__":
+    if looks_like_minirbt(sys.argv[1:]):
+        guard(lambda: run_minirbt_flags(sys.argv[1:]))
+    else:
+        main(["train", *sys.argv[1:]])
