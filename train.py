@@ -1,4 +1,4 @@
-"""`python train.py RECIPE` is `distill train RECIPE`; with MiniRBT's flags it runs the single stage that they describe."""
+"""`python train.py RECIPE` is `distill train RECIPE`; with MiniRBT's flags it runs the one stage they describe."""
 
 import sys
 

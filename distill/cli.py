@@ -65,7 +65,9 @@ def segmenter_train(
     text: Annotated[Path, typer.Option(help="segmented text: UTF-8, a sentence a line, words split by spaces")],
     output: Annotated[Path, typer.Option(help="folder of the new model, for --segmenter ltp:FOLDER")],
     epochs: Annotated[int, typer.Option(min=1, help="passes over the sentences")] = 2,
-    threshold: Annotated[float, typer.Option(help="prune features whose weights sum to less; 6 makes under 1 MB")] = 1e-3,
+    threshold: Annotated[
+        float, typer.Option(help="prune features whose weights sum to less; 6 makes under 1 MB")
+    ] = 1e-3,
     max_sentences: Annotated[int | None, typer.Option(help="sample this many; 0.8 GB a million characters")] = None,
 ) -> None:
     """Train an LTP perceptron segmenter from segmented text."""

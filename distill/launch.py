@@ -55,7 +55,10 @@ class Cluster:
         """
         nproc = os.environ.get("NPROC") or str(_visible_gpus() or 1)
         values = {"NPROC": nproc, "NNODES": os.environ.get("NNODES") or "1"}
-        values |= {"NODE_RANK": os.environ.get("NODE_RANK") or "0", "MASTER_PORT": os.environ.get("MASTER_PORT") or "29500"}
+        values |= {
+            "NODE_RANK": os.environ.get("NODE_RANK") or "0",
+            "MASTER_PORT": os.environ.get("MASTER_PORT") or "29500",
+        }
         for name, value in values.items():
             if not value.isdigit() or (int(value) < 1 and name != "NODE_RANK"):
                 raise InputError(f"{name}: expected a whole number above 0, found '{value}'")
@@ -117,7 +120,9 @@ def run_stage_processes(
     hint = ""
     if child.returncode in (-signal.SIGKILL.value, 137) or "Signal 9" in _tail(log_file):
         hint = "; it was killed, most likely because memory ran out: lower micro_batch_size"
-    raise StageFailed(f"stage '{stage}': a process ended with code {child.returncode} without a message{hint}; see {log_file}")
+    raise StageFailed(
+        f"stage '{stage}': a process ended with code {child.returncode} without a message{hint}; see {log_file}"
+    )
 
 
 def _torchrun(cluster: Cluster) -> list[str]:

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from distill.corpus.prepare import prepare_dataset
 from distill.errors import InputError
 from distill.launch import Cluster, run_stage_processes
-from distill.planning import StagePlan, plan_recipe
 from distill.modeling.counting import count_parameters, flops_per_token
+from distill.planning import StagePlan, plan_recipe
 from distill.recipe import OPERATIONAL_FIELDS, Recipe, Stage, read_json
 from distill.release.results import collect_results, format_results
 from distill.training.checkpoint import checkpoint_students, clear_other_checkpoints
@@ -51,7 +51,8 @@ def run_recipe(recipe: Recipe, *, cluster: Cluster, only_stage: str | None, show
             start = time.monotonic()
             folder = output / "stages" / stage.name
             folder.mkdir(parents=True, exist_ok=True)
-            run_stage_processes(recipe_file, stage.name, cluster=cluster, status_file=status_path(output, stage, cluster.node_rank),
+            run_stage_processes(recipe_file, stage.name, cluster=cluster,
+                                status_file=status_path(output, stage, cluster.node_rank),
                                 log_file=folder / "log.txt", show=show)  # fmt: skip
             show(f"{stage.name}: finished {', '.join(students)} in {_duration(time.monotonic() - start)}")
     if cluster.node_rank == 0:
@@ -146,7 +147,9 @@ def describe_cost(plan: StagePlan, students: list[str]) -> list[str]:
     counts = {name: count_parameters(plan.students[name].config).masked_lm for name in students}
     lines = [f"{name}: {count:,} parameters, matches: {len(plan.matches[name])}" for name, count in counts.items()]
     forward = flops_per_token(plan.teacher.config, length, head_share=share) if plan.teacher else 0.0
-    flops = forward + sum(3 * flops_per_token(plan.students[name].config, length, head_share=share) for name in students)
+    flops = forward + sum(
+        3 * flops_per_token(plan.students[name].config, length, head_share=share) for name in students
+    )
     if stage.steps:
         tokens = stage.steps * stage.global_batch_size * length
         lines.append(f"{tokens:,} tokens x {flops / 1e6:,.0f} MFLOPs = {tokens * flops:.3g} FLOPs")

@@ -12,7 +12,13 @@ from distill.corpus.prepare import check_data
 from distill.errors import InputError
 from distill.modeling.initialise import check_layers
 from distill.modeling.models import (
-    check_same_tokens, check_vocabulary, find_model, has_head, has_weights, load_config, load_tokenizer,
+    check_same_tokens,
+    check_vocabulary,
+    find_model,
+    has_head,
+    has_weights,
+    load_config,
+    load_tokenizer,
 )  # fmt: skip
 from distill.recipe import Recipe, Stage, Student
 from distill.training.matches import Match, resolve_matches
@@ -80,7 +86,9 @@ def _plan_stage(stage: Stage, made: dict[str, PlannedModel], models: Path) -> St
     for name, student in stage.students.items():
         place = f"{where}, student '{name}'"
         config = load_config(student.config) if student.config else inits[name].config
-        check_vocabulary(tokenizer, config, tokens_from=str(tokenizer_dir), model=f"{place}: {student.config or student.init}")
+        check_vocabulary(
+            tokenizer, config, tokens_from=str(tokenizer_dir), model=f"{place}: {student.config or student.init}"
+        )
         _check_student(student, config, teacher, inits.get(name), tokenizer_dir, place)
         matches[name] = resolve_matches(student.matches, teacher.config, config, where=place) if teacher else []
         students[name] = PlannedModel(name, models / name, config, tokenizer_dir)
@@ -109,9 +117,7 @@ def _find(name: str, made: dict[str, PlannedModel], *, where: str) -> PlannedMod
     return PlannedModel(name, folder, config, folder)
 
 
-def _find_tokenizer(
-    stage: Stage, teacher: PlannedModel | None, inits: dict[str, PlannedModel], where: str
-) -> Path:
+def _find_tokenizer(stage: Stage, teacher: PlannedModel | None, inits: dict[str, PlannedModel], where: str) -> Path:
     if stage.data.tokenizer:
         return find_model(stage.data.tokenizer, weights=False)
     for model in [teacher, *inits.values()]:

@@ -32,7 +32,10 @@ def write_project_references() -> None:
     from distill.corpus.text import expand_text
     from distill.pipeline import show_progress, write_json
 
-    for folder, what in ((SEGMENTER, "the LTP model (e.g. LTP/small or LTP/legacy)"), (TOKENIZER, "the teacher's vocab.txt")):
+    for folder, what in (
+        (SEGMENTER, "the LTP model (e.g. LTP/small or LTP/legacy)"),
+        (TOKENIZER, "the teacher's vocab.txt"),
+    ):
         if not folder.is_dir() or not any(file.name != "README.md" for file in folder.iterdir()):
             raise InputError(f"{folder}: empty; put {what} there, or give arguments (python run_chinese_ref.py --help)")
     if not _texts("train"):

@@ -47,14 +47,16 @@ class Data(_Model):
     tokenizer: str | None = Field(None, description="tokenizer folder or hub id; default: the teacher's")
     packing: Literal["chunks"] = Field("chunks", description="chunks: all text joined and cut every max_seq_length")
     mask: Literal["whole_word", "token"] = Field("whole_word", description="what is masked together")
-    mask_probability: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="share of a row's tokens to predict")
+    mask_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.15, description="share of a row's tokens to predict"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
         if (self.text is None) == (self.files is None):
             raise ValueError("give either 'text' (raw text) or 'files' (a JSON in MiniRBT's format)")
         if self.text is not None and self.mask == "whole_word" and self.segmenter is None:
-            raise ValueError("whole_word masking of raw text needs a 'segmenter' (or \"mask\": \"token\")")
+            raise ValueError('whole_word masking of raw text needs a \'segmenter\' (or "mask": "token")')
         if self.files is not None and "dev" in self.model_fields_set and self.dev != 0.005:
             raise ValueError("'dev' stands in the data JSON itself when 'files' is given")
         return self
@@ -176,9 +178,7 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] = {}, settings: S
     return resolve_recipe(read_json(path), where=str(path), overrides=overrides, settings=settings)
 
 
-def resolve_recipe(
-    raw: Any, *, where: str, overrides: Mapping[str, Any] = {}, settings: Sequence[str] = ()
-) -> Recipe:
+def resolve_recipe(raw: Any, *, where: str, overrides: Mapping[str, Any] = {}, settings: Sequence[str] = ()) -> Recipe:
     """A recipe's JSON value as a checked `Recipe`: field default < defaults < stage < student < command line."""
     if not isinstance(raw, dict):
         raise InputError(f"{where}: a recipe is a JSON object, found {type(raw).__name__}")
@@ -241,7 +241,7 @@ def _merge_stage(stage: Any, index: int, defaults: dict, overrides: dict, where:
 
 
 def _merge_data(values: Iterable[Any]) -> Any:
-    """Later `data` objects add to earlier ones; a string is the path of a data JSON; text and files exclude each other."""
+    """Later `data` objects add to earlier ones; a string is a data JSON's path; text and files exclude each other."""
     merged: dict[str, Any] = {}
     for value in values:
         value = {"files": value} if isinstance(value, str) else value
@@ -302,7 +302,9 @@ def read_json(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        place = f", line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ": nested too deep"
+        place = (
+            f", line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ": nested too deep"
+        )
         raise InputError(f"{path}{place}; not valid JSON") from None
 
 

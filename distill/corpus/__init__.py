@@ -1,0 +1,1 @@
+"""Text to masked batches: segment, align, pack, mask, order."""

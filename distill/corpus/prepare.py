@@ -65,7 +65,14 @@ def list_files(data: Data) -> tuple[Files, Files | float]:
 
 
 def prepare_dataset(
-    data: Data, *, tokenizer: Path, max_seq_length: int, folder: Path, processes: int, progress: Progress, report: Report
+    data: Data,
+    *,
+    tokenizer: Path,
+    max_seq_length: int,
+    folder: Path,
+    processes: int,
+    progress: Progress,
+    report: Report,
 ) -> Path:
     """The packed dataset of a stage, made if it is not there.
 

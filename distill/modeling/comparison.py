@@ -37,7 +37,9 @@ def comparison_table(paths: Sequence[Path]) -> str:
         rows.append(
             [
                 path.stem if path.suffix == ".json" else path.name,
-                str(config.num_hidden_layers), str(config.hidden_size), str(config.intermediate_size),
+                str(config.num_hidden_layers),
+                str(config.hidden_size),
+                str(config.intermediate_size),
                 str(config.num_attention_heads),
                 f"{_millions(counts.masked_lm, decimals)} ({counts.masked_lm / first[0]:.1%})",
                 f"{_millions(counts.without_embeddings, decimals)} ({counts.without_embeddings / first[1]:.1%})",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 
 
@@ -30,15 +31,18 @@ class Parameters:
 def count_parameters(config: BertConfig) -> Parameters:
     """Parameter counts of a config, without allocating any weights."""
     with torch.device("meta"):
-        models = {
-            "with_pooler": BertModel(config),
-            "encoder": BertModel(config, add_pooling_layer=False),
-            "masked_lm": BertForMaskedLM(config),
-            "pretraining": BertForPreTraining(config),
-        }
-    counts = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
-    counts["embeddings"] = sum(p.numel() for p in models["encoder"].embeddings.parameters())
-    return Parameters(**counts)
+        encoder = BertModel(config, add_pooling_layer=False)
+        return Parameters(
+            with_pooler=_count(BertModel(config)),
+            encoder=_count(encoder),
+            masked_lm=_count(BertForMaskedLM(config)),
+            pretraining=_count(BertForPreTraining(config)),
+            embeddings=_count(encoder.embeddings),
+        )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def flops_per_token(config: BertConfig, length: int, *, head_share: float = 0.0) -> float:

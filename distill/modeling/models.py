@@ -11,18 +11,24 @@ import re
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging as transformers_logging
 
 from distill.corpus.tokenizing import load_tokenizer as load_bert_tokenizer
 from distill.errors import InputError
 from distill.recipe import read_json
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
 TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -90,7 +96,7 @@ def load_config(path: str | Path) -> BertConfig:
         raise InputError(f"{path}: not a BertConfig ({str(error).splitlines()[0]})") from None
 
 
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: str | Path) -> BertTokenizer:
     """The BERT WordPiece tokenizer of a folder; InputError if it has no vocabulary or lacks a special token."""
     tokenizer = load_bert_tokenizer(folder)
     vocabulary = tokenizer.get_vocab()
@@ -140,7 +146,7 @@ def load_masked_lm(folder: str | Path, *, need_head: bool = True, attention: str
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        model, info = BertForMaskedLM.from_pretrained(
+        loaded: Any = BertForMaskedLM.from_pretrained(
             folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True,
             attn_implementation=attention, weights_only=True,
         )  # fmt: skip
@@ -148,13 +154,14 @@ def load_masked_lm(folder: str | Path, *, need_head: bool = True, attention: str
         raise InputError(f"{folder}: weights cannot be loaded ({str(error).strip().splitlines()[0][:160]})") from None
     finally:
         transformers_logging.set_verbosity(verbosity)
+    model, info = loaded
     missing = sorted(info["missing_keys"])
     encoder = [key for key in missing if not key.startswith("cls.")]
     if encoder:
         raise InputError(f"{folder}: {len(encoder)} weights are missing, the first is {encoder[0]}")
     if missing and need_head:
         raise InputError(
-            f"{folder}: the model has no masked-language-model head ({len(missing)} weights missing, e.g. {missing[0]}), "
+            f"{folder}: no masked-language-model head ({len(missing)} weights missing, e.g. {missing[0]}), "
             f"but its logits are used here; take a model saved with its head, or kd_weight 0"
         )
     return model
@@ -167,7 +174,7 @@ def build_model(config: BertConfig, *, seed: int, attention: str = "sdpa") -> Be
         return BertForMaskedLM._from_config(BertConfig(**config.to_diff_dict()), attn_implementation=attention)
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: BertConfig, *, tokens_from: str, model: str) -> None:
+def check_vocabulary(tokenizer: BertTokenizer, config: BertConfig, *, tokens_from: str, model: str) -> None:
     """InputError unless the model has exactly one row for every token."""
     if len(tokenizer) != config.vocab_size:
         raise InputError(
@@ -176,7 +183,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: BertConfig, *, 
         )
 
 
-def check_same_tokens(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase, *, a_name: str, b_name: str) -> None:
+def check_same_tokens(a: BertTokenizer, b: BertTokenizer, *, a_name: str, b_name: str) -> None:
     """InputError unless both tokenizers give every token the same id."""
     ours, theirs = a.get_vocab(), b.get_vocab()
     if ours == theirs:

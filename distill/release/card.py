@@ -19,7 +19,9 @@ def model_card(name: str, stage: Mapping[str, Any], recipe: Mapping[str, Any]) -
     ]
     if teacher:
         matches = student["matches"]
-        named = ", ".join(m if isinstance(m, str) else "a match given as object" for m in matches) or "none (logits only)"
+        named = (
+            ", ".join(m if isinstance(m, str) else "a match given as object" for m in matches) or "none (logits only)"
+        )
         rows += [("temperature", f"{student['temperature']:g}"), ("layer matches", named)]
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     return f"""---

@@ -6,17 +6,23 @@ fact occurs twice in it.
 """
 
 import random
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cache
 
-from distill.sample.skeletons import Topic
+from distill.sample.skeletons import Topic, load_frames
 from distill.sample.template import Entity, Renderer, Sentence, Skeleton, holds
 from distill.sample.world import World, season_of
 
 _MAX_SENTENCES = 8
 _CLOSING_SHARE = 0.5
 _RELATION_SHARE = 0.3
+_FRAMED_SHARE = 0.4
+_RENDER_ATTEMPTS = 5
+# A statement with one of these is not reported: it speaks to somebody, names another speaker or reports already.
+_UNREPORTABLE = re.compile(r"[“？！：我你您咱请]|[{][qr]|s[.]ta[}]|听说|据|听|别看|虽说|说|问|下 次|看来|也许|难怪|先|不要|就 这样|后来|天黑|不管")
 
 
 @dataclass
@@ -33,12 +39,20 @@ class Writer:
     """Writes documents about one world with the skeletons of some splits, all of them about equally often."""
 
     def __init__(
-        self, rng: random.Random, world: World, lists: Mapping[str, Sequence[str]], splits: Sequence[str]
+        self,
+        rng: random.Random,
+        world: World,
+        lists: Mapping[str, Sequence[str]],
+        splits: Sequence[str],
+        *,
+        forbidden: Set[str] = frozenset(),
     ) -> None:
-        self.rng, self.world, self.splits = rng, world, splits
+        """`forbidden` sentences are not written in documents; what cannot be told otherwise is left out."""
+        self.rng, self.world, self.splits, self.forbidden = rng, world, splits, forbidden
         self.renderer = Renderer(rng, lists)
         self.uses: Counter[str] = Counter()
         self.relation_share = _RELATION_SHARE
+        self.frames = load_frames()
         self._lines: dict[str, dict[str, list[Skeleton]]] = {}
 
     def cast(self, focus: Entity) -> list[Entity]:
@@ -70,13 +84,30 @@ class Writer:
         season = season_of(self.rng)
         plan = self._plan(topic, focus, season, num_sentences or self.rng.randint(3, _MAX_SENTENCES))
         cast = self.cast(focus)
-        sentences: list[Sentence] = []
-        for skeleton, _ in plan:
-            before = sentences[-1].people if sentences else None
+        document = Document(topic, focus, [], [])
+        for skeleton, relation in plan:
+            before = document.sentences[-1].people if document.sentences else None
             # A pronoun or short form needs the entity in plain view: named before, nobody else in between.
             short = before is not None and before <= {focus.name}
-            sentences.append(self.sentence(skeleton, self.environment(focus, season, cast), short_focus=short))
-        return Document(topic, focus, sentences, [relation for _, relation in plan])
+            for _ in range(_RENDER_ATTEMPTS):
+                environment = self.environment(focus, season, cast)
+                sentence = self._told(skeleton, environment, short and bool(document.sentences))
+                if sentence.text not in self.forbidden:
+                    document.sentences.append(sentence)
+                    document.relations.append(relation)
+                    break
+        return document
+
+    def _told(self, skeleton: Skeleton, environment: Mapping[str, Entity], short: bool) -> Sentence:
+        """The sentence, now and then as something that somebody of the town says."""
+        framed = _is_reportable(skeleton) and self.rng.random() < _FRAMED_SHARE
+        sentence = self.sentence(skeleton, environment, short_focus=short and not framed)
+        if not framed:
+            return sentence
+        frame = self.sentence(self.least_used(self.frames), environment)
+        size = len(frame.words)
+        marks = {path: (start + size, end + size) for path, (start, end) in sentence.marks.items()}
+        return Sentence(frame.words + sentence.words, marks, frame.people | sentence.people, skeleton.key)
 
     def _usable(self, topic: Topic) -> dict[str, list[Skeleton]]:
         if topic.label not in self._lines:
@@ -110,3 +141,8 @@ class Writer:
         if closing:
             plan.append((self.least_used(closing), None))
         return plan
+
+
+@cache
+def _is_reportable(skeleton: Skeleton) -> bool:
+    return "/open/" not in skeleton.key and not _UNREPORTABLE.search(skeleton.line)

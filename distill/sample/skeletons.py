@@ -11,7 +11,7 @@ from importlib import resources
 
 from distill.sample.template import Skeleton, parse_skeleton
 
-TOPIC_FILES = ("food", "transport", "school", "weather", "animals", "history", "farming")
+TOPIC_FILES = ("food", "transport", "school", "weather", "animals", "history", "farming", "sports", "health", "arts")
 SPLITS = ("train", "dev", "test")
 
 
@@ -57,6 +57,13 @@ def load_lists() -> dict[str, tuple[str, ...]]:
         name, _, members = line.partition(":")
         lists[name.strip()] = tuple(member.strip() for member in members.split("/"))
     return lists
+
+
+@cache
+def load_frames() -> tuple[Skeleton, ...]:
+    """Openings such as "so-and-so says that" that may stand before a plain statement."""
+    lines = _read("frames.txt")
+    return tuple(parse_skeleton(line, key=f"frames/{i}", split="train") for i, line in enumerate(lines))
 
 
 def _load_topic(file: str) -> Topic:

@@ -35,10 +35,11 @@ class Entity:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """One sentence skeleton: where it stands (`key`), which split owns it, its condition and its parsed body."""
+    """One sentence skeleton: where it stands (`key`), which split owns it, its line, parsed body and condition."""
 
     key: str
     split: str
+    line: str
     body: tuple
     paths: frozenset[str]
     condition: tuple[str, frozenset[str]] | None = None
@@ -89,7 +90,7 @@ def parse_skeleton(line: str, *, key: str, split: str) -> Skeleton:
     body, position = _parse_sequence(tokens, 0, key)
     if position != len(tokens) or any(len(t) > 1 and set(t) & set("[]|") for t in tokens):
         raise ValueError(f"skeleton {key}: unmatched or unspaced bracket in {line!r}; write '[ a | b ]'")
-    return Skeleton(key, split, body, frozenset(_SLOT.findall(line)), condition)
+    return Skeleton(key, split, line, body, frozenset(_SLOT.findall(line)), condition)
 
 
 def _parse_sequence(tokens: Sequence[str], position: int, key: str) -> tuple[tuple, int]:

@@ -1,7 +1,7 @@
 """Writes the sample world to a folder: corpus, segmented text, vocabulary and four labelled tasks.
 
 1. The corpus world's documents, from train skeletons, become `train/*.txt` and `segmented.txt`.
-2. Documents with held-out skeletons become `dev/dev.txt`; those that share a sentence with the corpus are dropped.
+2. Documents with held-out skeletons become `dev/dev.txt`; sentences of the corpus are left out.
 3. The tasks come from worlds of their own (`tasks.py`), the vocabulary from all text (`vocabulary.py`).
 4. Everything is written next to the output and renamed, so that the folder is whole or absent.
 """
@@ -24,6 +24,7 @@ SAMPLE_VERSION = 1
 _NUM_TRAIN_DOCUMENTS = 11000
 _NUM_DEV_DOCUMENTS = 500
 _NUM_TRAIN_FILES = 3
+_MIN_SENTENCES = 3
 
 
 def write_sample_world(output: Path, *, seed: int = 0) -> dict[str, int]:
@@ -64,12 +65,9 @@ def _write_all(folder: Path, seed: int) -> dict[str, int]:
     writer = Writer(random.Random(f"train:{seed}"), corpus, lists, ("train",))
     documents = [writer.document(topic) for topic in _topic_cycle(topics, writer.rng, _NUM_TRAIN_DOCUMENTS)]
     seen = {sentence.text for document in documents for sentence in document.sentences}
-    dev_writer = Writer(random.Random(f"dev:{seed}"), corpus, lists, ("train", "dev"))
-    dev: list[Document] = []
-    for topic in _topic_cycle(topics, dev_writer.rng, 20 * _NUM_DEV_DOCUMENTS):
-        document = dev_writer.document(topic)
-        if len(dev) < _NUM_DEV_DOCUMENTS and not any(s.text in seen for s in document.sentences):
-            dev.append(document)
+    dev_writer = Writer(random.Random(f"dev:{seed}"), corpus, lists, ("train", "dev"), forbidden=seen)
+    dev = [dev_writer.document(topic) for topic in _topic_cycle(topics, dev_writer.rng, _NUM_DEV_DOCUMENTS)]
+    dev = [document for document in dev if len(document.sentences) >= _MIN_SENTENCES]
     size = -(-len(documents) // _NUM_TRAIN_FILES)
     for i in range(_NUM_TRAIN_FILES):
         _write_documents(folder / "train" / f"train-{i}.txt", documents[i * size : (i + 1) * size], writer.rng)

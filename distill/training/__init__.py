@@ -1,0 +1,1 @@
+"""Objective, loop, checkpoints, layer matching."""

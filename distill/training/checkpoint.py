@@ -22,7 +22,9 @@ KEEP = 2
 """Checkpoints that stay on disk: the newest and one before it, should the newest be damaged."""
 
 
-def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> Path:
     """Writes `folder/step-XXXXXXXX` and removes older checkpoints than the last `KEEP`.
 
     The files go to a temporary folder, are flushed to disk, listed with their SHA-256 in manifest.json, and only then

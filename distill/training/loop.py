@@ -146,7 +146,9 @@ def run_steps(
             values = {}
             for student in students:
                 mine = sums[student.name].read(processes, step - logged_step)
-                mine["grad_norm"] = norms[student.name].read(Processes(0, 1, processes.device), step - logged_step)["grad_norm"]
+                mine["grad_norm"] = norms[student.name].read(Processes(0, 1, processes.device), step - logged_step)[
+                    "grad_norm"
+                ]
                 mine["learning_rate"] = student.scheduler.get_last_lr()[0]
                 mine["tokens_per_second"] = (tokens - logged_tokens) / elapsed_s
                 values[student.name] = mine

@@ -106,7 +106,8 @@ def preset_matches(name: str) -> list[Match]:
     """The entries of MiniRBT's preset `name`, as its matches.py lists them."""
     feature, loss, pairs, width = PRESETS[name]
     widths = (width, 768) if width else None
-    return [_match(feature, loss, *map(int, pair.split(":")), widths) for pair in pairs.split()]
+    layers = [pair.split(":") for pair in pairs.split()]
+    return [_match(feature, loss, int(t), int(s), widths) for t, s in layers]
 
 
 def _match(feature: str, loss: str, layer_t: int, layer_s: int, widths: tuple[int, int] | None) -> Match:

@@ -31,7 +31,9 @@ class MetricsLog:
         self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    def write(self, *, step: int, samples: int, tokens: int, split: str, student: str, values: dict[str, float]) -> None:
+    def write(
+        self, *, step: int, samples: int, tokens: int, split: str, student: str, values: dict[str, float]
+    ) -> None:
         """Adds one record."""
         record = {"step": step, "samples": samples, "tokens": tokens, "split": split, "student": student, **values}
         self._file.write(json.dumps(record) + "\n")

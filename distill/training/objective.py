@@ -1,10 +1,10 @@
 """The loss of one student on one micro-batch. The objective is TextBrewer's; this module feeds it.
 
- 1. `encode` runs an encoder and keeps only the hidden states and attentions that some match needs.
- 2. The prediction head is applied to the masked positions alone, [N, H] -> [N, V], not to all B x L positions.
- 3. `GeneralDistiller.compute_loss` turns logits and states into losses by the registered formulas.
- 4. Each term is weighted by this micro-batch's share of the step's units (masked tokens, tokens, ...), so that
-    the sum over micro-batches and processes is the mean over the step, however it was cut.
+1. `encode` runs an encoder and keeps only the hidden states and attentions that some match needs.
+2. The prediction head is applied to the masked positions alone, [N, H] -> [N, V], not to all B x L positions.
+3. `GeneralDistiller.compute_loss` turns logits and states into losses by the registered formulas.
+4. Each term is weighted by this micro-batch's share of the step's units (masked tokens, tokens, ...), so that
+   the sum over micro-batches and processes is the mean over the step, however it was cut.
 """
 
 # B sequences, L tokens, N masked positions, H width, V vocabulary
@@ -45,7 +45,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Features:
-    """What an encoder gave: hidden states (None where not needed), attentions, logits [N, V] of the masked positions."""
+    """What an encoder gave: hidden states (None where not needed), attentions, logits [N, V] of masked positions."""
 
     hidden: tuple[Tensor | None, ...]
     attention: tuple[Tensor, ...]
@@ -143,9 +143,7 @@ class Objective(nn.Module):
             str(i): match["proj"][3] for i, match in enumerate(matches) if len(match.get("proj") or ()) == 4
         }
 
-    def forward(
-        self, batch: MicroBatch, teacher: Features | None, share: Share
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: MicroBatch, teacher: Features | None, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss of this micro-batch and its unweighted terms, each times its share of the step.
 
         Args:

@@ -79,7 +79,8 @@ def train_stage(
     teacher = None
     if teacher_model is not None:
         needs = [run.objective.teacher_needs for run in runs]
-        teacher = TeacherPass(teacher_model.to(processes.device), needs, autocast)
+        torch.nn.Module.to(teacher_model, processes.device)
+        teacher = TeacherPass(teacher_model, needs, autocast)
         if any(need.attention for need in needs):
             status.note("attention matches need eager attention: slower and with more memory than the fused kernel")
     status.note(f"training on {processes.device} in {str(dtype).removeprefix('torch.')}, from step {first_step}")
@@ -196,13 +197,17 @@ def _dev_batches(
     """This process's dev batches, or None if the dataset has no dev part."""
     if not (paths.dataset / "dev").exists():
         return None
-    return list(
-        DevBatches(
-            PackedRows(paths.dataset / "dev"), seed=stage.seed, batch_size=stage.rows_per_forward(),
-            rank=processes.rank, world_size=processes.world_size, vocabulary=vocabulary,
-            probability=stage.data.mask_probability, whole_word=stage.data.mask == "whole_word",
-        )
-    )  # fmt: skip
+    batches = DevBatches(
+        PackedRows(paths.dataset / "dev"),
+        seed=stage.seed,
+        batch_size=stage.rows_per_forward(),
+        rank=processes.rank,
+        world_size=processes.world_size,
+        vocabulary=vocabulary,
+        probability=stage.data.mask_probability,
+        whole_word=stage.data.mask == "whole_word",
+    )
+    return [batches[i] for i in range(len(batches))]
 
 
 def _finish(run: StudentRun, settings: Student, paths: StagePaths, card: str) -> None:

@@ -1,0 +1,42 @@
+"""Package metadata. Versions are ranges here; requirements.txt pins what was tested."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="minidistill",
+    version="0.1.0",
+    description="Small, fast Chinese BERT encoders by staged distillation with whole-word masking",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["distill", "distill.*"]),
+    package_data={"distill.sample": ["text/*.txt", "text/*.json"]},
+    install_requires=[
+        "torch>=2.8",
+        "transformers>=5.23,<6",
+        "textbrewer>=0.2.1.post1",
+        "datasets>=4",
+        "accelerate>=1.10",
+        "pydantic>=2.11",
+        "typer>=0.20",
+        "rich>=14",
+        "tqdm>=4.66",
+        "numpy>=2",
+        "safetensors>=0.6",
+        "huggingface_hub>=1",
+        "scikit-learn>=1.5",
+        "scipy>=1.13",
+        "matplotlib>=3.9",
+        "tensorboard>=2.18",
+        "ltp>=4.2.14",
+    ],
+    extras_require={
+        "jieba": ["jieba>=0.42.1"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "pytest-xdist>=3.6", "ruff", "mypy", "jieba>=0.42.1"],
+    },
+    entry_points={"console_scripts": ["distill = distill.cli:main"]},
+    classifiers=["Programming Language :: Python :: 3.11", "Operating System :: OS Independent"],
+)

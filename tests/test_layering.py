@@ -1,0 +1,52 @@
+"""Imports point down only: this is what keeps the rooms apart."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent / "distill"
+ORDER = ["errors", "recipe", "sample", "corpus", "modeling", "training", "downstream", "release"]
+TOP = {"cli", "pipeline", "planning", "launch", "worker", "minirbt_flags", "project_folders", "__main__", "__init__"}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.split(".")[0] == "distill"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path):
+    here = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    if here in TOP:
+        return
+    for module in imports_of(path):
+        room = room_of(module)
+        assert room not in TOP - {"__init__"}, f"{path} imports {module}, which sees everything"
+        if room != "__init__":
+            assert ORDER.index(room) <= ORDER.index(here), f"{path} ({here}) imports {module} above it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_module_says_what_it_is(path):
+    if path.name != "__init__.py":
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path} has no docstring"
+
+
+def test_recipe_and_command_line_import_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, distill.recipe, distill.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent).returncode == 0
