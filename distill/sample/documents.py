@@ -12,17 +12,20 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 
-from distill.sample.skeletons import Topic, load_frames
+from distill.sample.skeletons import Topic, load_common, load_frames
 from distill.sample.template import Entity, Renderer, Sentence, Skeleton, holds
 from distill.sample.world import World, season_of
 
 _MAX_SENTENCES = 8
-_CLOSING_SHARE = 0.5
+_CLOSING_SHARE = 0.4
 _RELATION_SHARE = 0.3
-_FRAMED_SHARE = 0.4
+_ASIDE_SHARE = 0.15
+_FRAMED_SHARE = 0.25
 _RENDER_ATTEMPTS = 5
 # A statement with one of these is not reported: it speaks to somebody, names another speaker or reports already.
-_UNREPORTABLE = re.compile(r"[“？！：我你您咱请]|[{][qr]|s[.]ta[}]|听说|据|听|别看|虽说|说|问|下 次|看来|也许|难怪|先|不要|就 这样|后来|天黑|不管")
+_UNREPORTABLE = re.compile(
+    r"[“？！：我你您咱请]|[{][qr]|s[.]ta[}]|听|据|别看|虽说|说|问|看来|也许|先|不要|后来|天黑|不管"
+)
 
 
 @dataclass
@@ -33,6 +36,11 @@ class Document:
     focus: Entity
     sentences: list[Sentence]
     relations: list[str | None]
+
+    @property
+    def is_opened(self) -> bool:
+        """Whether the opening sentence, which says what the entity is, was not left out."""
+        return bool(self.sentences) and "/open/" in self.sentences[0].key
 
 
 class Writer:
@@ -52,8 +60,13 @@ class Writer:
         self.renderer = Renderer(rng, lists)
         self.uses: Counter[str] = Counter()
         self.relation_share = _RELATION_SHARE
+        self.aside_share = _ASIDE_SHARE
         self.frames = load_frames()
+        self.asides = load_common().lines("body", *splits)
         self._lines: dict[str, dict[str, list[Skeleton]]] = {}
+
+    def season(self) -> Entity:
+        return season_of(self.rng, self.renderer.lists)
 
     def cast(self, focus: Entity) -> list[Entity]:
         """A few people of the entity's town who are not part of its own facts."""
@@ -69,9 +82,9 @@ class Writer:
         return {"s": focus, "q": first, "r": second, "w": season}
 
     def least_used(self, skeletons: Sequence[Skeleton]) -> Skeleton:
-        """One of the skeletons; those used less often so far come first, ties and near-ties fall at random."""
-        sample = self.rng.sample(skeletons, min(3, len(skeletons)))
-        return min(sample, key=lambda skeleton: self.uses[skeleton.key])
+        """The least used of three skeletons drawn at random, so that all are used about equally often."""
+        drawn = [skeletons[int(self.rng.random() * len(skeletons))] for _ in range(3)]
+        return min(drawn, key=lambda skeleton: self.uses[skeleton.key])
 
     def sentence(self, skeleton: Skeleton, environment: Mapping[str, Entity], *, short_focus: bool = False) -> Sentence:
         """The skeleton filled for this environment."""
@@ -81,7 +94,10 @@ class Writer:
     def document(self, topic: Topic, focus: Entity | None = None, *, num_sentences: int = 0) -> Document:
         """One document on the topic; its length is drawn if `num_sentences` is 0."""
         focus = focus or self.rng.choice(self.world.focal[topic.focus])
-        season = season_of(self.rng)
+        season = self.season()
+        # The few held-out openings may all be about other weather.
+        while not any(holds(line, {"s": focus, "w": season}) for line in self._usable(topic)["open"]):
+            season = self.season()
         plan = self._plan(topic, focus, season, num_sentences or self.rng.randint(3, _MAX_SENTENCES))
         cast = self.cast(focus)
         document = Document(topic, focus, [], [])
@@ -92,7 +108,7 @@ class Writer:
             for _ in range(_RENDER_ATTEMPTS):
                 environment = self.environment(focus, season, cast)
                 sentence = self._told(skeleton, environment, short and bool(document.sentences))
-                if sentence.text not in self.forbidden:
+                if sentence.told not in self.forbidden:
                     document.sentences.append(sentence)
                     document.relations.append(relation)
                     break
@@ -107,7 +123,7 @@ class Writer:
         frame = self.sentence(self.least_used(self.frames), environment)
         size = len(frame.words)
         marks = {path: (start + size, end + size) for path, (start, end) in sentence.marks.items()}
-        return Sentence(frame.words + sentence.words, marks, frame.people | sentence.people, skeleton.key)
+        return Sentence(frame.words + sentence.words, marks, frame.people | sentence.people, skeleton.key, size)
 
     def _usable(self, topic: Topic) -> dict[str, list[Skeleton]]:
         if topic.label not in self._lines:
@@ -118,14 +134,16 @@ class Writer:
     def _plan(self, topic: Topic, focus: Entity, season: Entity, length: int) -> list[tuple[Skeleton, str | None]]:
         scene = {"s": focus, "w": season}
         fitting = {name: [line for line in lines if holds(line, scene)] for name, lines in self._usable(topic).items()}
-        # The few held-out openings may all be about other weather.
-        opening = self.least_used(fitting["open"] or fitting["body"])
+        opening = self.least_used(fitting["open"])
         plan: list[tuple[Skeleton, str | None]] = [(opening, None)]
         paths = set(opening.paths)
         closing = self.rng.random() < _CLOSING_SHARE and fitting["close"]
         relations = [r for r in topic.relations if fitting[f"relation {r}"]]
         while len(plan) < length - bool(closing):
             used = {line.key for line, _ in plan}
+            if self.rng.random() < self.aside_share and not any(line.key.startswith("common") for line, _ in plan):
+                plan.append((self.least_used(self.asides), None))
+                continue
             free = [line for line in fitting["body"] if line.key not in used]
             open_relations = [r for r in relations if not any(p.startswith(f"s.{r}") for p in paths)]
             if open_relations and (not free or self.rng.random() < self.relation_share):
@@ -145,4 +163,4 @@ class Writer:
 
 @cache
 def _is_reportable(skeleton: Skeleton) -> bool:
-    return "/open/" not in skeleton.key and not _UNREPORTABLE.search(skeleton.line)
+    return not {"open", "close", "common"} & set(skeleton.key.split("/")) and not _UNREPORTABLE.search(skeleton.line)

@@ -83,6 +83,12 @@ def _load_topic(file: str) -> Topic:
 
 
 @cache
+def load_common() -> Topic:
+    """Asides about a town and its people that fit a document on any topic; only the section `body` is filled."""
+    return _load_topic("common")
+
+
+@cache
 def load_topics() -> tuple[Topic, ...]:
     """All topics, in a fixed order."""
     return tuple(_load_topic(file) for file in TOPIC_FILES)

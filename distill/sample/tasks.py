@@ -13,7 +13,7 @@ from pathlib import Path
 from distill.sample.documents import Document, Writer
 from distill.sample.skeletons import SPLITS, Topic
 from distill.sample.template import Entity, Sentence
-from distill.sample.world import build_world, changed, other_values, season_of
+from distill.sample.world import build_world, changed, other_values
 
 NUM_ROWS = {"train": 2000, "dev": 500, "test": 500}
 INFERENCE_LABELS = ("entailment", "neutral", "contradiction")
@@ -56,10 +56,12 @@ class _Author(Writer):
     def entity(self, topic: Topic) -> Entity:
         return self.rng.choice(self.world.focal[topic.focus])
 
-    def fact(self, topic: Topic, relation: str, focus: Entity, *, avoid: str = "", section: str = "relation") -> Sentence:
+    def fact(
+        self, topic: Topic, relation: str, focus: Entity, *, avoid: str = "", section: str = "relation"
+    ) -> Sentence:
         """A statement (or negation, or question) of one fact in a phrasing whose key is not `avoid`."""
         lines = [s for s in topic.lines(f"{section} {relation}", self.split) if s.key != avoid]
-        return self.sentence(self.least_used(lines), self.environment(focus, season_of(self.rng)))
+        return self.sentence(self.least_used(lines), self.environment(focus, self.season()))
 
     def with_other_value(self, topic: Topic, relation: str, focus: Entity) -> Entity:
         """The entity as it would be if the relation had another value."""
@@ -88,6 +90,7 @@ def _balanced_rows(author: _Author, make: Callable[[_Author, str], Row], labels:
 
 def _topic_row(author: _Author, label: str) -> Row:
     topic = author.topics[int(label)]
+    author.aside_share = 0.0
     document = author.document(topic, num_sentences=4)
     # Not from the start: the opening sentence names the entity and would give the topic away too often.
     start = author.rng.randrange(len(document.sentences) - 1)
@@ -160,7 +163,7 @@ def _write_reading(path: Path, author: _Author) -> int:
             continue
         seen.add(context)
         key = f"{author.split.upper()}_{len(data)}"
-        qas = []
+        qas: list[dict] = []
         for question, answer, start in questions[: NUM_ROWS[author.split] - total]:
             answers = [{"text": answer, "answer_start": start}]
             qas.append({"question": question, "id": f"{key}_QUERY_{len(qas)}", "answers": answers})
@@ -178,8 +181,13 @@ def _passage(author: _Author, topic: Topic) -> tuple[str, list[tuple[str, str, i
     length = 6 if len(focuses) == 1 else 4
     documents = [author.document(topic, focus, num_sentences=length) for focus in focuses]
     context, questions = "", []
+    told: set[str] = set()
     for document in documents:
         for sentence, relation in zip(document.sentences, document.relations, strict=True):
+            # Two documents may have used one free skeleton; facts may share a phrasing.
+            if sentence.key in told and not relation:
+                continue
+            told.add(sentence.key)
             if relation:
                 offset, answer = sentence.offset(f"s.{relation}")
                 questions.append((_question(author, document, relation), answer, len(context) + offset))

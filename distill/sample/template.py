@@ -53,10 +53,16 @@ class Sentence:
     marks: dict[str, tuple[int, int]]
     people: set[str]
     key: str
+    frame_size: int = 0
 
     @property
     def text(self) -> str:
         return "".join(self.words)
+
+    @property
+    def told(self) -> str:
+        """The text without the words in front that say who tells it."""
+        return "".join(self.words[self.frame_size :])
 
     def offset(self, path: str) -> tuple[int, str]:
         """Character offset and string of the slot `path`."""
@@ -119,7 +125,8 @@ def resolve(environment: Mapping[str, Entity], path: str) -> "Entity | str":
     value: Entity | str = environment[first]
     for name in rest:
         if isinstance(value, str) or name not in value.attributes:
-            raise ValueError(f"slot {{{path}}}: no attribute {name!r}; there are {sorted(getattr(value, 'attributes', ()))}")
+            known = sorted(getattr(value, "attributes", ()))
+            raise ValueError(f"slot {{{path}}}: no attribute {name!r}; there are {known}")
         value = value.attributes[name]
     return value
 

@@ -16,16 +16,6 @@ _SLICE = {"corpus": (0, 4), "train": (4, 6), "dev": (6, 7), "test": (7, 8)}
 _SCALE = {"corpus": 1.0, "train": 0.8, "dev": 0.5, "test": 0.5}
 _NUM_ENTITIES = 48  # focal entities a kind in the corpus world, where the names suffice
 _PRONOUN = {"male": "他", "female": "她"}
-_CROPS = """水稻 稻田 十月 四月/小麦 麦地 六月 十月/棉花 棉田 九月 四月/茶叶 茶园 四月 三月/苹果 果园 十月 三月
-葡萄 葡萄园 八月 三月/西瓜 瓜地 七月 四月/油菜 油菜地 五月 十月/莲藕 藕塘 十一月 四月/橘子 橘园 十一月 三月
-红薯 红薯地 十月 五月/玉米 玉米地 九月 五月/花生 花生地 九月 五月/草莓 大棚 三月 九月/梨 梨园 八月 三月"""
-_INSTRUMENTS = """拉 二胡/弹 琵琶/吹 笛子/弹 古筝/吹 唢呐/弹 钢琴/拉 小提琴/拉 手风琴/弹 吉他/敲 扬琴/拉 大提琴/吹 口琴"""
-_SEASONS = {
-    "春天": (("三月", "四月"), "sun rain wind fog", "杏花/油菜花/桃花/海棠", "薄 外套/夹克/毛衣", (8, 22), "荠菜/春笋/香椿"),
-    "夏天": (("六月", "七月"), "sun rain wind", "荷花/茉莉/栀子花/石榴花", "T恤/短袖/凉鞋", (24, 37), "西瓜/绿豆汤/黄瓜"),
-    "秋天": (("九月", "十月"), "sun rain wind fog", "桂花/菊花/芙蓉", "长袖 衬衫/薄 外套/风衣", (11, 24), "柿子/板栗/石榴"),
-    "冬天": (("十二月", "一月"), "sun snow wind fog", "腊梅/水仙/山茶", "棉衣/羽绒服/厚 围巾", (-6, 7), "烤 红薯/羊肉汤/冻 梨"),
-}
 
 
 @dataclass
@@ -82,7 +72,7 @@ def build_world(seed: int, part: str, lists: Mapping[str, Sequence[str]]) -> Wor
     focal["school"] = _schools(maker)
     focal["pet"] = _pets(maker, neighbours)
     focal["building"] = _buildings(maker)
-    for kind, trade in (("athlete", "运动员"), ("doctor", "医生"), ("farmer", "果农"), ("artist", "乐手")):
+    for kind, trade in (("athlete", "运动员"), ("doctor", "医生"), ("farmer", "农民"), ("artist", "乐手")):
         focal[kind] = [_professional(maker, kind, trade) for _ in range(maker.count(_NUM_ENTITIES))]
     return World(focal, neighbours)
 
@@ -155,29 +145,33 @@ def _buildings(maker: _Maker) -> list[Entity]:
 
 def _professional(maker: _Maker, kind: str, trade: str) -> Entity:
     town = maker.rng.choice(maker.towns)
+    known: dict[str, Entity | str] = {}
     if kind == "farmer":
-        name, place, harvest, sow = maker.rng.choice(_CROPS.replace("\n", "/").split("/")).split()
-        crop = Entity("crop", name, {"field": place, "harvest": harvest, "sow": sow})
-        known = {"crop": crop, "village": maker.pick("village"), "market": maker.pick("market")}
-        return maker.person(town, "农民", **known)
-    if kind == "doctor":
-        return maker.person(town, trade, **{n: maker.pick(n) for n in ("department", "hospital")}, day=maker.pick("workday"))
-    if kind == "athlete":
-        known = {"meet": maker.pick("sportgame"), "coach": maker.person(town, "教练")}
-        return maker.person(town, trade, sport=maker.pick("sport"), medal=maker.pick("medal"), **known)
-    play, name = maker.rng.choice(_INSTRUMENTS.split("/")).split()
-    known = {"instrument": Entity("instrument", name, {"play": play}), "teacher": maker.person(town, "琴师")}
-    return maker.person(town, trade, piece=maker.pick("piece"), venue=maker.pick("venue"), **known)
+        name, place, harvest, sow = maker.pick("crop").split()
+        known["crop"] = Entity("crop", name, {"field": place, "harvest": harvest, "sow": sow})
+        known |= {attribute: maker.pick(attribute) for attribute in ("village", "market")}
+    elif kind == "doctor":
+        known |= {attribute: maker.pick(attribute) for attribute in ("department", "hospital")}
+        known["day"] = maker.pick("workday")
+    elif kind == "athlete":
+        known |= {attribute: maker.pick(attribute) for attribute in ("sport", "medal")}
+        known |= {"meet": maker.pick("sportgame"), "coach": maker.person(town, "教练")}
+    else:
+        play, name = maker.pick("playing").split()
+        known |= {"instrument": Entity("instrument", name, {"play": play}), "teacher": maker.person(town, "琴师")}
+        known |= {attribute: maker.pick(attribute) for attribute in ("piece", "venue")}
+    return maker.person(town, trade, **known)
 
 
-def season_of(rng: random.Random) -> Entity:
+def season_of(rng: random.Random, lists: Mapping[str, Sequence[str]]) -> Entity:
     """A season with one kind of weather (`sky`) and what goes with it, for the length of one document."""
-    name = rng.choice(list(_SEASONS))
-    months, skies, flowers, clothes, (low, high), foods = _SEASONS[name]
+    name = rng.choice(lists["season"])
+    values: dict[str, Entity | str] = {"season": name}
+    for attribute in ("month", "sky", "bloom", "wear", "food"):
+        values[attribute] = rng.choice(lists[name + attribute])
+    low, high = map(int, lists[name + "degrees"])
     cold = rng.randrange(low, (low + high) // 2)
-    values = {"season": name, "month": rng.choice(months), "sky": rng.choice(skies.split())}
-    values |= {"bloom": rng.choice(flowers.split("/")), "wear": rng.choice(clothes.split("/"))}
-    values |= {"food": rng.choice(foods.split("/")), "low": _degrees(cold), "high": _degrees(cold + rng.randrange(5, 10))}
+    values |= {"low": _degrees(cold), "high": _degrees(cold + rng.randrange(5, 10))}
     return Entity("season", name, values)
 
 
@@ -196,7 +190,7 @@ def other_values(entity: Entity, attribute: str, others: Sequence[Entity]) -> "l
     Things are only taken from entities of the same sort (a noodle shop is offered noodles), people from all.
     """
     sort, own = entity.attributes.get("kind"), entity.attributes[attribute]
-    found = {}
+    found: dict[str, Entity | str] = {}
     for other in others:
         value = other.attributes[attribute]
         personal = isinstance(value, Entity) and value.kind == "person"

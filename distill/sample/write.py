@@ -15,14 +15,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from distill.sample.documents import Document, Writer
-from distill.sample.skeletons import Topic, load_lists, load_topics
+from distill.sample.skeletons import Topic, load_common, load_lists, load_topics
 from distill.sample.tasks import write_tasks
 from distill.sample.vocabulary import build_vocabulary
 from distill.sample.world import build_world
 
 SAMPLE_VERSION = 1
 _NUM_TRAIN_DOCUMENTS = 11000
-_NUM_DEV_DOCUMENTS = 500
+_NUM_DEV_DOCUMENTS = 700
 _NUM_TRAIN_FILES = 3
 _MIN_SENTENCES = 3
 
@@ -64,10 +64,10 @@ def _write_all(folder: Path, seed: int) -> dict[str, int]:
     corpus = build_world(seed, "corpus", lists)
     writer = Writer(random.Random(f"train:{seed}"), corpus, lists, ("train",))
     documents = [writer.document(topic) for topic in _topic_cycle(topics, writer.rng, _NUM_TRAIN_DOCUMENTS)]
-    seen = {sentence.text for document in documents for sentence in document.sentences}
+    seen = {sentence.told for document in documents for sentence in document.sentences}
     dev_writer = Writer(random.Random(f"dev:{seed}"), corpus, lists, ("train", "dev"), forbidden=seen)
     dev = [dev_writer.document(topic) for topic in _topic_cycle(topics, dev_writer.rng, _NUM_DEV_DOCUMENTS)]
-    dev = [document for document in dev if len(document.sentences) >= _MIN_SENTENCES]
+    dev = [document for document in dev if len(document.sentences) >= _MIN_SENTENCES and document.is_opened]
     size = -(-len(documents) // _NUM_TRAIN_FILES)
     for i in range(_NUM_TRAIN_FILES):
         _write_documents(folder / "train" / f"train-{i}.txt", documents[i * size : (i + 1) * size], writer.rng)
@@ -85,10 +85,10 @@ def _write_all(folder: Path, seed: int) -> dict[str, int]:
         "documents": len(documents),
         "dev_documents": len(dev),
         "sentences": len(lines),
-        "distinct_sentences": len(seen),
+        "distinct_sentences": len(set(lines)),
         "characters": sum(len(s.text) for document in documents for s in document.sentences),
         "train_skeletons": len(uses),
-        "skeletons": sum(len(lines) for topic in topics for lines in topic.sections.values()),
+        "skeletons": sum(len(lines) for topic in (*topics, load_common()) for lines in topic.sections.values()),
         "most_common_skeleton": max(uses.values()),
         "vocabulary": len(vocabulary),
         **rows,
@@ -96,10 +96,8 @@ def _write_all(folder: Path, seed: int) -> dict[str, int]:
 
 
 def _topic_cycle(topics: Sequence[Topic], rng: random.Random, count: int) -> Iterator[Topic]:
-    """`count` topics, each as often as the share of skeletons it has."""
-    weights = [sum(len(lines) for name, lines in t.sections.items() if not name.startswith(("question", "negation")))
-               for t in topics]
-    yield from rng.choices(topics, weights, k=count)
+    """`count` topics, each as often as the number of free sentences it has."""
+    yield from rng.choices(topics, [len(topic.sections["body"]) for topic in topics], k=count)
 
 
 def _write_documents(path: Path, documents: Sequence[Document], rng: random.Random) -> None:

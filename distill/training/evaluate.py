@@ -1,7 +1,6 @@
 """Dev evaluation: how well a model fills masks, on the same rows and masks every time."""
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +8,7 @@ from transformers import BertForMaskedLM
 
 from distill.corpus.batches import MicroBatch
 from distill.training.objective import Needs, encode
+from distill.training.precision import Autocast
 from distill.training.processes import Processes, sum_over_processes
 
 
@@ -17,7 +17,7 @@ def evaluate_masked_lm(
     model: BertForMaskedLM,
     batches: Iterable[MicroBatch],
     processes: Processes,
-    autocast: Callable[[], AbstractContextManager],
+    autocast: Autocast,
 ) -> dict[str, float]:
     """Mean cross-entropy to the true tokens (nats) and share of masked tokens guessed right, over all processes.
 

@@ -14,8 +14,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +24,7 @@ from transformers import BertForMaskedLM
 from distill.corpus.batches import MicroBatch
 from distill.training.losses import MASKED, SEQUENCES, TOKEN_PAIRS, TOKENS
 from distill.training.objective import Features, Needs, encode
+from distill.training.precision import Autocast
 from distill.training.processes import Processes, sum_gradients, sum_over_processes
 from distill.training.signals import StopRequest
 from distill.training.student import StudentRun
@@ -62,7 +62,7 @@ class TeacherPass:
     attention matches keep the fused path, so that their weights do not depend on their siblings.
     """
 
-    def __init__(self, model: BertForMaskedLM, needs: Iterable[Needs], autocast: Callable[[], AbstractContextManager]):
+    def __init__(self, model: BertForMaskedLM, needs: Iterable[Needs], autocast: Autocast):
         self.model = model.eval().requires_grad_(False)
         self.autocast = autocast
         self.needs: dict[bool, Needs] = {}

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class MetricsLog:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(
-        self, *, step: int, samples: int, tokens: int, split: str, student: str, values: dict[str, float]
+        self, *, step: int, samples: int, tokens: int, split: str, student: str, values: Mapping[str, float]
     ) -> None:
         """Adds one record."""
         record = {"step": step, "samples": samples, "tokens": tokens, "split": split, "student": student, **values}

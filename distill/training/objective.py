@@ -10,8 +10,8 @@
 # B sequences, L tokens, N masked positions, H width, V vocabulary
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,7 @@ from distill.errors import InputError
 from distill.recipe import nearest
 from distill.training.losses import MASK_DEPENDENT_LOSSES, MASKED, loss_unit
 from distill.training.matches import Match
+from distill.training.precision import Autocast
 
 Share = Mapping[str, float]
 """Unit -> this micro-batch's count over the whole step's count."""
@@ -103,7 +104,7 @@ class Objective(nn.Module):
         kd_weight: float = 1.0,
         mlm_weight: float = 0.0,
         distilled: bool = True,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        autocast: Autocast = nullcontext,
     ) -> None:
         """
         Args:
@@ -154,13 +155,16 @@ class Objective(nn.Module):
         """
         with self.autocast():
             features = encode(self.student, batch, self.student_needs)
-        mlm = F.cross_entropy(features.logits, batch.labels) if self.use_mlm and features.logits is not None else None
+        mlm = None
+        if self.use_mlm and features.logits is not None:
+            # The sum over no rows is 0, their mean would be NaN; a micro-batch may have no masked token.
+            mlm = F.cross_entropy(features.logits, batch.labels, reduction="sum") / max(1, len(batch.labels))
         if not self.distilled or teacher is None:
             assert mlm is not None
             return mlm * share[MASKED], {"mlm": mlm.detach() * share[MASKED]}
         results_S: dict[str, object] = {"hidden": features.hidden, "attention": features.attention}
         results_T: dict[str, object] = {"hidden": teacher.hidden, "attention": teacher.attention}
-        if self.use_kd:
+        if self.use_kd and len(batch.labels):
             results_S["logits"], results_T["logits"] = [features.logits], [teacher.logits]
         if mlm is not None:
             results_S["losses"] = [mlm]

@@ -8,6 +8,9 @@ import torch
 
 from distill.errors import InputError
 
+Autocast = Callable[[], AbstractContextManager]
+"""Makes a context in which matrix products use another precision."""
+
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of matrix products: "auto" is bf16 where the processor or GPU has units for it, else float32.
@@ -32,7 +35,7 @@ def has_bf16_units(device: torch.device) -> bool:
     return False
 
 
-def autocast_for(dtype: torch.dtype, device: torch.device) -> Callable[[], AbstractContextManager]:
+def autocast_for(dtype: torch.dtype, device: torch.device) -> Autocast:
     """A maker of contexts in which matrix products use `dtype`."""
     if dtype == torch.float32:
         return nullcontext

@@ -20,7 +20,7 @@ from distill.training.evaluate import evaluate_masked_lm
 from distill.training.loop import StageStopped, StepReport, TeacherPass, run_steps
 from distill.training.matches import resolve_matches
 from distill.training.metrics import MetricsLog, StatusFile
-from distill.training.precision import autocast_for, choose_dtype
+from distill.training.precision import Autocast, autocast_for, choose_dtype
 from distill.training.processes import Processes, wait_for_all
 from distill.training.signals import StopRequest
 from distill.training.student import StudentRun, derive_seed
@@ -52,9 +52,14 @@ class StagePaths:
 
 
 def train_stage(
-    stage: Stage, students: list[str], paths: StagePaths, cards: Mapping[str, str], processes: Processes,
-    stop: StopRequest, status: StatusFile,
-) -> None:  # fmt: skip
+    stage: Stage,
+    students: list[str],
+    paths: StagePaths,
+    cards: Mapping[str, str],
+    processes: Processes,
+    stop: StopRequest,
+    status: StatusFile,
+) -> None:
     """Trains the named students of a stage, from the newest checkpoint if there is one, to finished model folders.
 
     Args:
@@ -65,76 +70,118 @@ def train_stage(
         TrainingFailed: a loss is not finite.
     """
     dtype = choose_dtype(stage.precision, processes.device)
-    autocast = autocast_for(dtype, processes.device)
     rows = PackedRows(paths.dataset / "train")
     steps = stage.num_steps(len(rows))
     vocabulary = MaskVocabulary.from_tokenizer(load_tokenizer(paths.tokenizer))
-    teacher_model = None
-    if paths.teacher:
-        teacher_model = load_masked_lm(paths.teacher, need_head=needs_teacher_head(stage.students[s] for s in students))
-    runs = [
-        _start_student(name, stage, paths, teacher_model, steps, processes.device, dtype) for name in students
-    ]  # fmt: skip
+    teacher_model = _load_teacher(stage, students, paths)
+    runs = [_start_student(name, stage, paths, teacher_model, steps, processes.device, dtype) for name in students]
+    teacher = _start_teacher(teacher_model, runs, processes.device, autocast_for(dtype, processes.device), status)
     first_step, tokens = _resume(runs, paths.checkpoints, processes)
-    teacher = None
-    if teacher_model is not None:
-        needs = [run.objective.teacher_needs for run in runs]
-        torch.nn.Module.to(teacher_model, processes.device)
-        teacher = TeacherPass(teacher_model, needs, autocast)
-        if any(need.attention for need in needs):
-            status.note("attention matches need eager attention: slower and with more memory than the fused kernel")
-    status.note(f"training on {processes.device} in {str(dtype).removeprefix('torch.')}, from step {first_step}")
-    log = MetricsLog(paths.stage, students=students, step=first_step) if processes.is_first else None
+    status.note(f"training on {processes.device} in {str(dtype).removeprefix('torch.')}, from step {first_step:,}")
+    if len(rows) < stage.global_batch_size:
+        status.note(f"the corpus has {len(rows):,} rows, fewer than one step takes; they repeat within a step")
     dev = _dev_batches(stage, paths, vocabulary, processes)
-    save_every, eval_every = stage.save_every or -(-steps // 10), stage.eval_every or -(-steps // 10)
-
-    def evaluate(model: BertForMaskedLM, name: str, report: StepReport) -> None:
-        if dev is None:
-            return
-        values = evaluate_masked_lm(model, dev, processes, autocast)
-        if log:
-            log.write(step=report.step, samples=report.step * stage.global_batch_size, tokens=report.tokens,
-                      split="dev", student=name, values=values)  # fmt: skip
-
-    def save(step: int, tokens: int) -> None:
-        if processes.is_first:
-            tensors = {stem: named for run in runs for stem, named in run.tensors().items()}
-            state = {"step": step, "tokens": tokens, "students": {run.name: run.state() for run in runs}}
-            save_checkpoint(paths.checkpoints, step, tensors, state)
-        wait_for_all(processes)
-
-    if teacher and first_step == 0:
-        evaluate(teacher.model, TEACHER, StepReport(0, 0, None))
+    keeper = _Bookkeeper(stage, steps, runs, teacher, dev, paths, processes, status, first_step)
     batches = _load_steps(stage, rows, vocabulary, processes, first_step, steps)
-    reports = run_steps(runs, teacher, batches, first_step=first_step, tokens=tokens, log_every=stage.log_every,
-                        last_step=steps, processes=processes, stop=stop)  # fmt: skip
-    shown: dict[str, float] = {}
+    reports = run_steps(
+        runs, teacher, batches, first_step=first_step, tokens=tokens, log_every=stage.log_every, last_step=steps,
+        processes=processes, stop=stop,
+    )  # fmt: skip
     last = StepReport(first_step, tokens, None)
     try:
+        keeper.before()
         for last in reports:
-            if log and last.values:
-                for name, values in last.values.items():
-                    log.write(step=last.step, samples=last.step * stage.global_batch_size, tokens=last.tokens,
-                              split="train", student=name, values=values)  # fmt: skip
-                first = last.values[runs[0].name]
-                shown = {"loss": first["loss"], "tokens_per_second": first["tokens_per_second"]}
-            if last.step % eval_every == 0 or last.step == steps:
-                for run in runs:
-                    evaluate(run.objective.student, run.name, last)
-            if last.step % save_every == 0 or last.step == steps:
-                save(last.step, last.tokens)
-            if processes.is_first:
-                status.write("running", force=last.step == first_step + 1, step=last.step, steps=steps, **shown)
+            keeper.after(last)
     except StageStopped:
-        save(last.step, last.tokens)
+        keeper.save(last)
         raise
     finally:
-        if log:
-            log.close()
+        keeper.close()
     if processes.is_first:
         for run in runs:
             _finish(run, stage.students[run.name], paths, cards[run.name])
     wait_for_all(processes)
+
+
+class _Bookkeeper:
+    """What happens between steps: log lines, dev evaluations, checkpoints, the status file."""
+
+    def __init__(
+        self, stage: Stage, steps: int, runs: list[StudentRun], teacher: TeacherPass | None,
+        dev: list[MicroBatch] | None, paths: StagePaths, processes: Processes, status: StatusFile, first_step: int,
+    ) -> None:  # fmt: skip
+        self.stage, self.steps, self.runs, self.teacher, self.dev = stage, steps, runs, teacher, dev
+        self.paths, self.processes, self.status, self.first_step = paths, processes, status, first_step
+        self.save_every, self.eval_every = stage.save_every or -(-steps // 10), stage.eval_every or -(-steps // 10)
+        names = [run.name for run in runs]
+        self.log = MetricsLog(paths.stage, students=names, step=first_step) if processes.is_first else None
+        self.shown: dict[str, float] = {}
+
+    def before(self) -> None:
+        """Measures the teacher once, as the mark to reach."""
+        if self.teacher and self.first_step == 0:
+            self._evaluate(self.teacher.model, TEACHER, StepReport(0, 0, None))
+
+    def after(self, report: StepReport) -> None:
+        """Logs, evaluates and saves where the stage asks for it at this step."""
+        is_last = report.step == self.steps
+        for name, values in (report.values or {}).items():
+            self._write("train", name, report, values)
+            if name == self.runs[0].name:
+                self.shown = {"loss": values["loss"], "tokens_per_second": values["tokens_per_second"]}
+        if report.step % self.eval_every == 0 or is_last:
+            for run in self.runs:
+                self._evaluate(run.objective.student, run.name, report)
+        if report.step % self.save_every == 0 or is_last:
+            self.save(report)
+        if self.processes.is_first:
+            first = report.step == self.first_step + 1
+            self.status.write("running", force=first, step=report.step, steps=self.steps, **self.shown)
+
+    def save(self, report: StepReport) -> None:
+        """Writes a checkpoint; all processes wait for it."""
+        if self.processes.is_first:
+            tensors = {stem: named for run in self.runs for stem, named in run.tensors().items()}
+            students = {run.name: run.state() for run in self.runs}
+            state = {"step": report.step, "tokens": report.tokens, "students": students}
+            save_checkpoint(self.paths.checkpoints, report.step, tensors, state)
+        wait_for_all(self.processes)
+
+    def close(self) -> None:
+        if self.log:
+            self.log.close()
+
+    def _evaluate(self, model: BertForMaskedLM, name: str, report: StepReport) -> None:
+        if self.dev is not None:
+            autocast = self.runs[0].objective.autocast
+            self._write("dev", name, report, evaluate_masked_lm(model, self.dev, self.processes, autocast))
+
+    def _write(self, split: str, student: str, report: StepReport, values: Mapping[str, float]) -> None:
+        if self.log:
+            samples = report.step * self.stage.global_batch_size
+            self.log.write(
+                step=report.step, samples=samples, tokens=report.tokens, split=split, student=student, values=values
+            )
+            if split == "train":
+                logger.info("step %d, %s: loss %.4f", report.step, student, values["loss"])
+
+
+def _load_teacher(stage: Stage, students: Iterable[str], paths: StagePaths) -> BertForMaskedLM | None:
+    if paths.teacher is None:
+        return None
+    return load_masked_lm(paths.teacher, need_head=needs_teacher_head(stage.students[name] for name in students))
+
+
+def _start_teacher(
+    model: BertForMaskedLM | None, runs: list[StudentRun], device: torch.device, autocast: Autocast, status: StatusFile
+) -> TeacherPass | None:
+    if model is None:
+        return None
+    torch.nn.Module.to(model, device)
+    needs = [run.objective.teacher_needs for run in runs]
+    if any(need.attention for need in needs):
+        status.note("attention matches need eager attention: slower and with more memory than the fused kernel")
+    return TeacherPass(model, needs, autocast)
 
 
 def _start_student(

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from distill.errors import InputError
 from distill.recipe import Student
 from distill.training.matches import Match
 from distill.training.objective import Objective
+from distill.training.precision import Autocast
 
 
 def derive_seed(*parts: object) -> int:
@@ -41,7 +41,7 @@ class StudentRun:
         seed_parts: tuple[object, ...],
         device: torch.device,
         dtype: torch.dtype,
-        autocast: Callable[[], AbstractContextManager],
+        autocast: Autocast,
     ) -> None:
         self.name = name
         self.settings = settings
