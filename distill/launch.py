@@ -118,7 +118,7 @@ def run_stage_processes(
     if message:
         raise StageFailed(f"{message} (details: {log_file})")
     hint = ""
-    if child.returncode in (-signal.SIGKILL.value, 137) or "Signal 9" in _tail(log_file):
+    if child.returncode in (-9, 137) or "Signal 9" in _tail(log_file):
         hint = "; it was killed, most likely because memory ran out: lower micro_batch_size"
     raise StageFailed(
         f"stage '{stage}': a process ended with code {child.returncode} without a message{hint}; see {log_file}"
@@ -141,7 +141,7 @@ def _watch(child: subprocess.Popen, status_file: Path, stage: str, show: Callabl
 
     def forward(signum: int, _frame: Any) -> None:
         received.append(signum)
-        _signal_child(child, signum if len(received) == 1 else signal.SIGKILL)
+        _signal_child(child, signum, kill=len(received) > 1)
 
     handlers = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     bar, shown = None, 0
@@ -170,11 +170,14 @@ def _watch(child: subprocess.Popen, status_file: Path, stage: str, show: Callabl
             signal.signal(number, handler)
 
 
-def _signal_child(child: subprocess.Popen, signum: int) -> None:
+def _signal_child(child: subprocess.Popen, signum: int, *, kill: bool) -> None:
+    """Passes a signal on; the second one ends the child and all its processes at once."""
     if child.poll() is not None:
         return
-    if signum == signal.SIGKILL and os.name != "nt":
-        os.killpg(child.pid, signum)
+    if sys.platform == "win32":
+        child.terminate()
+    elif kill:
+        os.killpg(child.pid, signal.SIGKILL)
     else:
         child.send_signal(signum)
 

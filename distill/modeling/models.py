@@ -4,6 +4,7 @@ A model folder is Hugging Face's: config.json, model.safetensors or pytorch_mode
 nothing in them is executed.
 """
 
+import contextlib
 import json
 import os
 import pickle
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging as transformers_logging
@@ -46,25 +48,28 @@ def find_model(name: str, *, weights: bool = True) -> Path:
         raise InputError(f"{name}: a model is a folder with config.json, found a file")
     if not _HUB_ID.fullmatch(name):
         raise InputError(f"{name}: no such model folder")
-    patterns = ["config.json", *TOKENIZER_FILES, *(WEIGHT_FILES if weights else ())]
+    return _fetch(name, weights)
+
+
+def _fetch(name: str, weights: bool) -> Path:
+    """A hub model's folder: the copy fetched before if it is complete, else a new one, in one weight format."""
+    patterns = ["config.json", *TOKENIZER_FILES]
+    with contextlib.suppress(LocalEntryNotFoundError, ValueError):
+        folder = Path(snapshot_download(name, local_files_only=True))
+        if (folder / "config.json").exists() and (has_weights(folder) or not weights):
+            return folder
     try:
-        if weights and not _has_safetensors(name):
-            patterns.remove("model.safetensors")
+        if weights:
+            files = {file.rfilename for file in HfApi().model_info(name, timeout=20).siblings or []}
+            single = next((file for file in WEIGHT_FILES if file in files), None)
+            patterns += [single] if single and not single.endswith(".json") else ["*.safetensors*"]
         return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # the hub's client raises errors of several libraries for one cause
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+    except Exception as error:  # the hub's client lets through the errors of whichever HTTP library it uses
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise InputError(
             f"{name}: no such folder, and it could not be fetched from the hub ({reason}); check the name, go online, "
             f"set HF_ENDPOINT to a mirror, or put the files into a folder and name that"
         ) from None
-
-
-def _has_safetensors(name: str) -> bool:
-    from huggingface_hub import HfApi
-
-    if os.environ.get("HF_HUB_OFFLINE"):
-        return True
-    return any(file.rfilename == "model.safetensors" for file in HfApi().model_info(name).siblings or [])
 
 
 def load_config(path: str | Path) -> BertConfig:

@@ -95,7 +95,7 @@ class _Sums:
     def read(self, processes: Processes, steps: int) -> dict[str, float]:
         """Means over the steps since the last call, summed over processes; one transfer."""
         names = sorted(self.values)
-        stacked = sum_over_processes(torch.stack([self.values[name] for name in names]).double(), processes)
+        stacked = sum_over_processes(torch.stack([self.values[name] for name in names]).cpu().double(), processes)
         self.values.clear()
         return {name: value / steps for name, value in zip(names, stacked.tolist(), strict=True)}
 
