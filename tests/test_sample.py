@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from distill.errors import InputError
 from distill.sample import write_sample_world
 from distill.sample.skeletons import SPLITS, load_common, load_lists, load_topics
 from distill.sample.template import parse_skeleton
@@ -100,13 +101,13 @@ def test_an_existing_world_is_left_alone_and_another_seed_refused(world: tuple[P
     before = (folder / "manifest.json").stat().st_mtime_ns
     assert write_sample_world(folder, seed=0) == counts
     assert (folder / "manifest.json").stat().st_mtime_ns == before
-    with pytest.raises(FileExistsError, match="seed 1"):
+    with pytest.raises(InputError, match="seed 1"):
         write_sample_world(folder, seed=1)
 
 
 def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x", encoding="utf-8")
-    with pytest.raises(FileExistsError, match="no sample world"):
+    with pytest.raises(InputError, match="no sample world"):
         write_sample_world(tmp_path)
 
 

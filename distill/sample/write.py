@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from distill.errors import InputError
 from distill.sample.documents import Document, Writer
 from distill.sample.skeletons import Topic, load_common, load_lists, load_topics
 from distill.sample.tasks import write_tasks
@@ -33,7 +34,7 @@ def write_sample_world(output: Path, *, seed: int = 0) -> dict[str, int]:
     A folder that already holds the world of this seed and version is left as it is.
 
     Raises:
-        FileExistsError: if `output` holds something else.
+        InputError: if `output` holds something else.
     """
     output = Path(output)
     manifest = output / "manifest.json"
@@ -41,12 +42,12 @@ def write_sample_world(output: Path, *, seed: int = 0) -> dict[str, int]:
         found = json.loads(manifest.read_text(encoding="utf-8"))
         if (found.get("version"), found.get("seed")) == (SAMPLE_VERSION, seed):
             return found["counts"]
-        raise FileExistsError(
+        raise InputError(
             f"{output}: holds the sample world of seed {found.get('seed')}, version {found.get('version')}; "
             f"seed {seed}, version {SAMPLE_VERSION} was asked for: choose another folder or delete this one"
         )
     if output.exists() and any(output.iterdir()):
-        raise FileExistsError(f"{output}: not empty and no sample world (no manifest.json); choose another folder")
+        raise InputError(f"{output}: not empty and no sample world (no manifest.json); choose another folder")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
         folder = Path(scratch) / "world"
