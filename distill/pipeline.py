@@ -162,7 +162,8 @@ def describe_cost(plan: StagePlan, students: list[str]) -> list[str]:
 def check_output_folder(recipe: Recipe) -> None:
     """Refuses an output folder whose recorded recipe would have trained other models.
 
-    Stages and students may be added, and fields that do not change the training may change.
+    Stages and students may be added, a stage that has not begun may change or go, and so may fields that do not
+    change the training.
 
     Raises:
         InputError: naming what differs.
@@ -176,6 +177,8 @@ def check_output_folder(recipe: Recipe) -> None:
     before = {stage["name"]: stage for stage in recorded["stages"]}
     now = {stage.name: stage.model_dump() for stage in recipe.stages}
     for name, old in before.items():
+        if not _has_begun(Path(recipe.output_dir), old):
+            continue
         if name not in now:
             raise InputError(
                 f"{recipe.output_dir}: this folder was made by another recipe (it has a stage '{name}', this one has "
@@ -187,6 +190,12 @@ def check_output_folder(recipe: Recipe) -> None:
                 f"{recipe.output_dir}: this folder was made by another recipe: stage '{name}', {differing}; choose "
                 f"another output_dir, or set it back"
             )
+
+
+def _has_begun(output: Path, stage: dict[str, Any]) -> bool:
+    """Whether something of a recorded stage was trained: a finished model or a checkpoint."""
+    made = any((output / "models" / name / "config.json").exists() for name in stage["students"])
+    return made or any((output / "stages" / stage["name"] / "checkpoints").glob("step-*"))
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
