@@ -7,7 +7,7 @@
 set -eu
 root=$(cd "$(dirname "$0")" && pwd)
 python=$(sh "$root/scripts/setup.sh")
-if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
+if [ $# -gt 0 ] && { [ "${1#-}" = "$1" ] || [ "$1" = --help ] || [ "$1" = -h ]; }; then
     exec "$python" "$root/train.py" "$@"
 fi
 case " $* " in

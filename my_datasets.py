@@ -1,4 +1,4 @@
-"""`python my_datasets.py`: packs the data of jsons/data.json ahead of training; with arguments it is `distill pack`."""
+"""`python my_datasets.py` packs what dataset/data.json lists, ahead of training; arguments make it `distill pack`."""
 
 import sys
 

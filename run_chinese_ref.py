@@ -1,7 +1,7 @@
 """`python run_chinese_ref.py`: MiniRBT's preprocessing, with its project structure as defaults.
 
 Without arguments: the texts in dataset/train and dataset/dev, words by pretrained_model_path/ltp, tokens by
-pretrained_model_path/RoBERTa; references go to dataset/references, and jsons/data.json lists text and references.
+pretrained_model_path/RoBERTa; references go to dataset/references, and dataset/data.json lists text and references.
 With arguments it is `distill ref`.
 """
 

@@ -7,6 +7,7 @@ from distill.minirbt_flags import looks_like_minirbt, run_minirbt_flags
 
 if __name__ == "__main__":
     if looks_like_minirbt(sys.argv[1:]):
-        guard(lambda: run_minirbt_flags(sys.argv[1:]))
+        flags = [argument for argument in sys.argv[1:] if argument != "--debug"]
+        guard(lambda: run_minirbt_flags(flags), debug="--debug" in sys.argv)
     else:
         main(["train", *sys.argv[1:]])

@@ -14,16 +14,12 @@ LICENCE_NOTE = "LTP is free for universities and individual research, paid for c
 SEGMENTER_HELP = f'"ltp:DIR" or "ltp:HUB_ID", "jieba", or "words" (text already split by spaces). {LICENCE_NOTE}'
 
 
-def _plain(name: str) -> str:
-    return name.replace("_", "-") if name.startswith("--") else name
-
-
-SETTINGS = {"token_normalize_func": _plain, "help_option_names": ["-h", "--help"]}
+SETTINGS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
-    help="Small, fast Chinese BERT encoders by staged distillation.", no_args_is_help=True, add_completion=True,
-    pretty_exceptions_enable=False, context_settings=SETTINGS, rich_markup_mode=None,
+    help="Small, fast Chinese BERT encoders by staged distillation. --debug shows an error's traceback.",
+    add_completion=True, pretty_exceptions_enable=False, context_settings=SETTINGS, rich_markup_mode=None,
 )  # fmt: skip
-segmenter_app = typer.Typer(help="Word segmenters.", no_args_is_help=True, context_settings=SETTINGS)
+segmenter_app = typer.Typer(help="Word segmenters.", context_settings=SETTINGS)
 app.add_typer(segmenter_app, name="segmenter")
 
 Text = Annotated[list[Path], typer.Option(help="text files, folders or glob patterns, one passage a line; repeatable")]
@@ -45,9 +41,10 @@ def ref(
     from distill.corpus.segment import check_segmenter
     from distill.corpus.text import expand_text, text_root
     from distill.modeling.models import find_model
-    from distill.pipeline import show_progress
+    from distill.pipeline import check_writable, show_progress
 
     check_segmenter(segmenter)
+    check_writable(output)
     files = expand_text(text)
     references = reference_paths(files, text_root(text), output)
     folder = find_model(tokenizer, weights=False)
@@ -85,7 +82,7 @@ def segmenter_train(
 def pack(
     data: Annotated[Path, typer.Option(help="training-data JSON in MiniRBT's format")],
     tokenizer: Tokenizer,
-    max_seq_length: Annotated[int, typer.Option(help="tokens a row, [CLS] and [SEP] included")],
+    max_seq_length: Annotated[int, typer.Option(min=8, help="tokens a row, [CLS] and [SEP] included")],
     output: Annotated[Path, typer.Option(help="folder below which the packed dataset goes")] = Path("saves/data"),
     segmenter: Annotated[str | None, typer.Option(help="for texts without reference file. " + SEGMENTER_HELP)] = None,
     mask: Annotated[str, typer.Option(help="whole_word or token; token needs no references")] = "whole_word",
@@ -94,9 +91,10 @@ def pack(
     """Pack text and references into a memory-mapped dataset, ahead of training."""
     from distill.corpus.prepare import check_data, prepare_dataset
     from distill.modeling.models import find_model
-    from distill.pipeline import show_progress
+    from distill.pipeline import check_writable, show_progress
     from distill.recipe import check_data_fields
 
+    check_writable(output)
     source = check_data_fields("pack", files=str(data), segmenter=segmenter, mask=mask)
     check_data(source, where=str(data))
     packed = prepare_dataset(
@@ -119,12 +117,16 @@ def train(
     """Train the stages of a recipe, or go on where they stopped. --FIELD VALUE sets a field in every stage."""
     from distill.recipe import load_recipe
 
+    if str(recipe).startswith("-"):
+        raise InputError(f"command line: the recipe comes first, then --field value; found '{recipe}' in its place")
     run_loaded_recipe(load_recipe(recipe, parse_fields(context.args), settings or []), stage, dry_run)
 
 
 def run_loaded_recipe(recipe: Any, stage: str | None, dry_run: bool) -> None:
     """Runs a checked recipe as worker or as parent."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if stage is not None:
+        recipe.stage(stage)  # an unknown name is said before torch is imported
     from distill.launch import Cluster, is_worker
 
     if is_worker():
@@ -137,7 +139,7 @@ def run_loaded_recipe(recipe: Any, stage: str | None, dry_run: bool) -> None:
 
     cluster = Cluster.from_environment()
     if dry_run:
-        typer.echo(describe_plan(recipe, cluster))
+        typer.echo(describe_plan(recipe, cluster, only_stage=stage))
         return
     run_recipe(recipe, cluster=cluster, only_stage=stage, show=typer.echo)
 
@@ -186,7 +188,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs a command; an InputError becomes one line and exit code 2, unless --debug asks for the traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    guard(lambda: app([argument for argument in arguments if argument != "--debug"], standalone_mode=False), debug)
+    arguments = [_with_dashes(argument) for argument in arguments if argument != "--debug"] or ["--help"]
+    guard(lambda: app(arguments, prog_name="distill", standalone_mode=False), debug)
+
+
+def _with_dashes(argument: str) -> str:
+    """`--max_seq_length=32` as `--max-seq-length=32`: long options take both."""
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
 
 
 def guard(command: Callable[[], Any], debug: bool = False) -> None:
@@ -201,18 +210,19 @@ def guard(command: Callable[[], Any], debug: bool = False) -> None:
         _leave("stopped", 130, debug)
     except Exception as error:
         _leave_for(error, debug)
+    if code == 130:  # typer's answer to Ctrl-C
+        _leave("stopped", 130, debug=False)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _leave_for(error: Exception, debug: bool) -> None:
     """Exit codes of the errors that come from libraries and stages."""
-    import click
-
-    if isinstance(error, click.ClickException):
-        error.show()
-        sys.exit(error.exit_code)
-    if isinstance(error, click.exceptions.Abort):
-        sys.exit(130)
+    if hasattr(error, "format_message"):  # a mistake on the command line, as typer or click tells it
+        context = getattr(error, "ctx", None)
+        see = f"; see `{context.command_path} --help`" if context else ""
+        _leave(f"error: command line: {error.format_message().rstrip('.')}{see}", 2, debug)
+    if isinstance(error, typer.Abort):
+        _leave("stopped", 130, debug)
     if type(error).__module__ == "distill.launch":
         signum = getattr(error, "signum", 0)
         _leave(f"{'stopped' if signum else 'error'}: {error}", 128 + signum if signum else 1, debug)
@@ -224,5 +234,5 @@ def _leave_for(error: Exception, debug: bool) -> None:
 def _leave(message: str, code: int, debug: bool) -> None:
     if debug:
         raise
-    print(message.replace("\n", " "), file=sys.stderr)
+    print(" ".join(message.split("\n")), file=sys.stderr)
     sys.exit(code)

@@ -60,8 +60,9 @@ class Cluster:
             "MASTER_PORT": os.environ.get("MASTER_PORT") or "29500",
         }
         for name, value in values.items():
-            if not value.isdigit() or (int(value) < 1 and name != "NODE_RANK"):
-                raise InputError(f"{name}: expected a whole number above 0, found '{value}'")
+            least = 0 if name == "NODE_RANK" else 1
+            if not value.isdecimal() or int(value) < least:
+                raise InputError(f"environment variable {name}: expected a whole number from {least}, found '{value}'")
         nproc_n, nnodes, node_rank, port = (int(value) for value in values.values())
         if node_rank >= nnodes:
             raise InputError(f"NODE_RANK {node_rank} does not fit NNODES {nnodes}: ranks count from 0")

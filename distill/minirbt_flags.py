@@ -20,6 +20,8 @@ DEAD_WITH_VALUE = (
 )  # fmt: skip
 DEAD_SWITCHES = ("do_lower_case", "do_predict", "do_eval", "verbose_logging", "teacher_cached", "no_inputs_mask",
                  "no_logits")  # fmt: skip
+SCHEDULES = {"const": "constant_with_warmup"}
+"""MiniRBT's name -> transformers'; "linear" is the same in both."""
 WITHOUT_EFFECT_HERE = {
     "local_rank": "the launcher says which process this is",
     "local-rank": "the launcher says which process this is",
@@ -79,7 +81,8 @@ def recipe_of_flags(arguments: Sequence[str], *, world_size: int) -> tuple[dict[
     student: dict[str, Any] = {
         "config": flags.student_config, "matches": flags.matches or [], "temperature": flags.temperature,
         "learning_rate": flags.learning_rate, "warmup_ratio": flags.warmup_proportion,
-        "weight_decay": flags.weight_decay_rate, "scheduler": flags.official_schedule,
+        "weight_decay": flags.weight_decay_rate,
+        "scheduler": SCHEDULES.get(flags.official_schedule, flags.official_schedule),
     }  # fmt: skip
     if flags.init_checkpoint_S:
         student["init"] = flags.init_checkpoint_S
@@ -115,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--learning_rate", type=float, default=3e-5, help="peak learning rate")
     add("--warmup_proportion", type=float, default=0.1, help="share of the steps to warm up")
     add("--weight_decay_rate", type=float, default=0.01, help="AdamW's weight decay")
-    add("--official_schedule", default="linear", help="learning-rate schedule")
+    add("--official_schedule", default="linear", help="learning-rate schedule: linear, const or transformers' names")
     add("--ckpt_steps", type=int, default=50000, help="steps between checkpoints")
     add("--random_seed", type=int, default=10236797)
     add("--temperature", type=float, default=1.0)

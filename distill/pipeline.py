@@ -20,11 +20,13 @@ from distill.errors import InputError
 from distill.launch import Cluster, run_stage_processes
 from distill.modeling.counting import count_parameters, flops_per_token
 from distill.planning import StagePlan, plan_recipe
-from distill.recipe import OPERATIONAL_FIELDS, Recipe, Stage, read_json
+from distill.recipe import OPERATIONAL_FIELDS, Recipe, Stage, read_json, resolve_recipe
 from distill.release.results import collect_results, format_results
 from distill.training.checkpoint import checkpoint_students, clear_other_checkpoints
 
 WAIT_SECONDS = 1.0
+_NESTED = ("data", "students")
+"""Fields of a stage that have fields of their own."""
 
 
 def run_recipe(recipe: Recipe, *, cluster: Cluster, only_stage: str | None, show: Callable[[str], None]) -> None:
@@ -40,11 +42,14 @@ def run_recipe(recipe: Recipe, *, cluster: Cluster, only_stage: str | None, show
     _check_made_before(stages, plans, only_stage)
     recipe_file = output / "recipe.json"
     if cluster.node_rank == 0:
+        # All text is read before the first stage trains and before the folder counts as this recipe's.
+        packed = {stage.name: prepare_data(plans[stage.name], output, show) for stage in stages
+                  if missing_students(plans[stage.name], output)}  # fmt: skip
         write_json(recipe_file, recipe.model_dump())
     for stage in stages:
         while students := missing_students(plans[stage.name], output):
             if cluster.node_rank == 0:
-                prepare_stage(plans[stage.name], students, output, show)
+                hand_over(plans[stage.name], students, output, packed[stage.name])
             else:
                 wait_for_file(dataset_note(plans[stage.name], output))
             show(describe_stage(plans[stage.name], students, cluster))
@@ -67,9 +72,14 @@ def status_path(output: Path, stage: Stage, node_rank: int) -> Path:
     return output / "stages" / stage.name / f"status{suffix}.json"
 
 
+def unfinished_students(plan: StagePlan) -> list[str]:
+    """The students of a stage that have no model folder yet."""
+    return [name for name, model in plan.students.items() if not (model.folder / "config.json").exists()]
+
+
 def missing_students(plan: StagePlan, output: Path) -> list[str]:
     """The students to train in the next pass: those of an unfinished checkpoint, else all that have no model folder."""
-    missing = [name for name, model in plan.students.items() if not (model.folder / "config.json").exists()]
+    missing = unfinished_students(plan)
     started = checkpoint_students(output / "stages" / plan.stage.name / "checkpoints")
     again = [name for name in missing if name in started]
     return again if again and set(started) <= set(plan.students) else missing
@@ -80,13 +90,17 @@ def dataset_note(plan: StagePlan, output: Path) -> Path:
     return output / "stages" / plan.stage.name / "dataset.json"
 
 
-def prepare_stage(plan: StagePlan, students: list[str], output: Path, show: Callable[[str], None]) -> None:
-    """Makes what the stage's processes will read: the packed dataset, and no checkpoints of another pass."""
-    clear_other_checkpoints(output / "stages" / plan.stage.name / "checkpoints", students)
-    packed = prepare_dataset(
+def prepare_data(plan: StagePlan, output: Path, show: Callable[[str], None]) -> Path:
+    """The packed dataset that a stage reads, made if it is not there."""
+    return prepare_dataset(
         plan.stage.data, tokenizer=plan.tokenizer, max_seq_length=plan.stage.max_seq_length, folder=output / "data",
         processes=os.cpu_count() or 1, progress=show_progress, report=show,
     )  # fmt: skip
+
+
+def hand_over(plan: StagePlan, students: list[str], output: Path, packed: Path) -> None:
+    """Leaves what the stage's processes will read: where the dataset is, and no checkpoints of another pass."""
+    clear_other_checkpoints(output / "stages" / plan.stage.name / "checkpoints", students)
     write_json(dataset_note(plan, output), {"path": str(packed)})
 
 
@@ -108,7 +122,7 @@ def wait_for_file(path: Path) -> None:
 def show_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar in characters."""
     interval = 0.5 if sys.stderr.isatty() else 30
-    with tqdm(total=total, desc=what, unit="char", unit_scale=True, mininterval=interval) as bar:
+    with tqdm(total=total, desc=what, unit="char", unit_scale=True, mininterval=interval, delay=1) as bar:
         yield lambda done: bar.update(done) and None
 
 
@@ -126,12 +140,14 @@ def describe_stage(plan: StagePlan, students: list[str], cluster: Cluster) -> st
     )
 
 
-def describe_plan(recipe: Recipe, cluster: Cluster) -> str:
+def describe_plan(recipe: Recipe, cluster: Cluster, *, only_stage: str | None = None) -> str:
     """What a run would do, stage by stage, after all checks that need no training: for --dry-run."""
+    stages = [recipe.stage(only_stage)] if only_stage else recipe.stages
     check_output_folder(recipe)
     lines = []
-    for plan in plan_recipe(recipe).values():
-        students = missing_students(plan, Path(recipe.output_dir))
+    plans = plan_recipe(recipe)
+    for plan in (plans[stage.name] for stage in stages):
+        students = unfinished_students(plan)  # missing_students would set damaged checkpoints aside
         if not students:
             lines.append(f"{plan.stage.name}: finished")
             continue
@@ -168,13 +184,13 @@ def check_output_folder(recipe: Recipe) -> None:
     Raises:
         InputError: naming what differs.
     """
-    recorded_file = Path(recipe.output_dir) / "recipe.json"
-    if Path(recipe.output_dir).exists() and not Path(recipe.output_dir).is_dir():
-        raise InputError(f"{recipe.output_dir}: output_dir is a file; name a folder")
+    output = Path(recipe.output_dir)
+    check_writable(output)
+    recorded_file = output / "recipe.json"
     if not recorded_file.exists():
         return
-    recorded = read_json(recorded_file)
-    before = {stage["name"]: stage for stage in recorded["stages"]}
+    recorded = resolve_recipe(read_json(recorded_file), where=f"{recorded_file} (what made this folder)")
+    before = {stage.name: stage.model_dump() for stage in recorded.stages}
     now = {stage.name: stage.model_dump() for stage in recipe.stages}
     for name, old in before.items():
         if not _has_begun(Path(recipe.output_dir), old):
@@ -192,6 +208,15 @@ def check_output_folder(recipe: Recipe) -> None:
             )
 
 
+def check_writable(folder: Path) -> None:
+    """InputError unless `folder` is one, or could be made, and may be written."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"{folder}: cannot be made as output folder, {there} is a file; name another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: cannot be written, {there} belongs to somebody else; name another folder")
+
+
 def _has_begun(output: Path, stage: dict[str, Any]) -> bool:
     """Whether something of a recorded stage was trained: a finished model or a checkpoint."""
     made = any((output / "models" / name / "config.json").exists() for name in stage["students"])
@@ -200,16 +225,17 @@ def _has_begun(output: Path, stage: dict[str, Any]) -> bool:
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """The first field of a stage, or of a student in both, that changes the training; '' if there is none."""
-    for field in sorted((old.keys() | new.keys()) - OPERATIONAL_FIELDS - {"students"}):
-        if old.get(field) != new.get(field):
-            return f"{field} was {json.dumps(old.get(field))} and is now {json.dumps(new.get(field))}"
+    found = [(f"{field} ", old[field], new[field]) for field in sorted(old.keys() - {*OPERATIONAL_FIELDS, *_NESTED})]
+    found += [(f"data.{field} ", value, new["data"][field]) for field, value in old["data"].items()]
     for student, fields in old["students"].items():
         if student not in new["students"]:
             return f"student '{student}' is missing now"
-        for field, value in fields.items():
-            if value != new["students"][student].get(field):
-                changed = new["students"][student].get(field)
-                return f"student '{student}', {field} was {json.dumps(value)} and is now {json.dumps(changed)}"
+        found += [(f"student '{student}', {field} ", value, new["students"][student][field])
+                  for field, value in fields.items()]  # fmt: skip
+    for place, before, now in found:
+        if before != now:
+            before, now = (json.dumps(value, ensure_ascii=False) for value in (before, now))
+            return f"{place}was {before} and is now {now}"
     return ""
 
 

@@ -16,9 +16,9 @@ from distill.modeling.models import (
     check_vocabulary,
     find_model,
     has_head,
-    has_weights,
     load_config,
     load_tokenizer,
+    weight_names,
 )  # fmt: skip
 from distill.recipe import Recipe, Stage, Student
 from distill.training.matches import Match, resolve_matches
@@ -67,9 +67,13 @@ def plan_recipe(recipe: Recipe) -> dict[str, StagePlan]:
 def _plan_stage(stage: Stage, made: dict[str, PlannedModel], models: Path) -> StagePlan:
     where = f"stage '{stage.name}'"
     check_data(stage.data, where=where)
-    teacher = _find(stage.teacher, made, where=f"{where}, teacher") if stage.teacher else None
+    head_for = "a student learns from its logits or copies it; set kd_weight to 0, or"
+    teacher = None
+    if stage.teacher:
+        need = head_for if needs_teacher_head(stage.students.values()) else ""
+        teacher = _find(stage.teacher, made, where=f"{where}, teacher", head_for=need)
     inits = {
-        name: _find(student.init, made, where=f"{where}, student '{name}', init")
+        name: _find(student.init, made, where=f"{where}, student '{name}', init", head_for="a student starts from it;")
         for name, student in stage.students.items()
         if student.init
     }
@@ -77,11 +81,6 @@ def _plan_stage(stage: Stage, made: dict[str, PlannedModel], models: Path) -> St
     tokenizer = load_tokenizer(tokenizer_dir)
     if teacher:
         _check_tokens(teacher, tokenizer_dir, where=f"{where}, teacher")
-        if teacher.name not in made and needs_teacher_head(stage.students.values()) and not has_head(teacher.folder):
-            raise InputError(
-                f"{where}: teacher {teacher.name} has no masked-language-model head, but a student learns from its "
-                f"logits or copies it; take a model saved with its head, or set kd_weight to 0"
-            )
     students, matches = {}, {}
     for name, student in stage.students.items():
         place = f"{where}, student '{name}'"
@@ -101,16 +100,24 @@ def _plan_stage(stage: Stage, made: dict[str, PlannedModel], models: Path) -> St
     return StagePlan(stage, teacher, tokenizer_dir, students, inits, matches)
 
 
-def _find(name: str, made: dict[str, PlannedModel], *, where: str) -> PlannedModel:
-    """A model by its earlier name, folder or hub id."""
+def _find(name: str, made: dict[str, PlannedModel], *, where: str, head_for: str) -> PlannedModel:
+    """A model by its earlier name, folder or hub id.
+
+    Args:
+        head_for: why its prediction head is needed and what to do without; "" if it is not.
+    """
     if name in made:
         return made[name]
     try:
         folder = find_model(name)
         config = load_config(folder)
         load_tokenizer(folder)
-        if not has_weights(folder):
+        if not weight_names(folder):
             raise InputError(f"{folder}: no weights; expected model.safetensors or pytorch_model.bin")
+        if head_for and not has_head(folder):
+            raise InputError(
+                f"{folder}: no masked-language-model head, but {head_for} take a model saved with its head"
+            )
     except InputError as error:
         earlier = f" (students made earlier: {', '.join(made)})" if made else ""
         raise InputError(f"{where}: {error}{earlier}") from None

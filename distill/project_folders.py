@@ -5,7 +5,6 @@ teacher with its vocabulary. References go below dataset/references, their list 
 into saves/data.
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -30,17 +29,20 @@ def write_project_references() -> None:
     from distill.corpus.reference import reference_paths, write_references
     from distill.corpus.segment import check_segmenter
     from distill.corpus.text import expand_text
-    from distill.pipeline import show_progress, write_json
 
     for folder, what in (
         (SEGMENTER, "the LTP model (e.g. LTP/small or LTP/legacy)"),
         (TOKENIZER, "the teacher's vocab.txt"),
     ):
         if not folder.is_dir() or not any(file.name != "README.md" for file in folder.iterdir()):
-            raise InputError(f"{folder}: empty; put {what} there, or give arguments (python run_chinese_ref.py --help)")
+            raise InputError(
+                f"{folder}: nothing there; put {what} there, or give arguments (python run_chinese_ref.py --help)"
+            )
     if not _texts("train"):
         raise InputError(f"{TEXT['train']}: no *.txt there; put your training text there, one passage a line")
     check_segmenter(f"ltp:{SEGMENTER}")
+    from distill.pipeline import show_progress, write_json  # after the checks: it imports torch
+
     listed: dict[str, dict[str, list[str]]] = {}
     for split, folder in TEXT.items():
         files = expand_text([folder]) if _texts(split) else []
@@ -61,7 +63,6 @@ def pack_project_data() -> None:
 
     if not DATA_JSON.exists():
         raise InputError(f"{DATA_JSON}: not there; run python run_chinese_ref.py first, or give arguments (see --help)")
-    json.loads(DATA_JSON.read_text(encoding="utf-8"))
     main(["pack", "--data", str(DATA_JSON), "--tokenizer", str(TOKENIZER), "--max-seq-length", str(MAX_SEQ_LENGTH),
           "--output", str(PACKED)])  # fmt: skip
 

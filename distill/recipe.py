@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from distill.errors import InputError
 
@@ -21,6 +21,10 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 
 # Two runs that differ only in these train the same models.
 OPERATIONAL_FIELDS = {"micro_batch_size", "save_every", "eval_every", "log_every"}
+
+
+TEACHER = "teacher"
+"""What metrics.jsonl calls the teacher of a stage."""
 
 
 class _Model(BaseModel):
@@ -50,6 +54,22 @@ class Data(_Model):
     mask_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.15, description="share of a row's tokens to predict"
     )
+
+    @field_validator("segmenter", mode="before")
+    @classmethod
+    def _one_segmenter(cls, value: Any) -> Any:
+        if isinstance(value, dict) and (list(value) != ["train"] or not isinstance(value["train"], str)):
+            raise ValueError(f'an object here is {{"train": SEGMENTED_FILE}} and nothing else, found {_short(value)}')
+        return value
+
+    @field_validator("dev", mode="before")
+    @classmethod
+    def _fraction_or_files(cls, value: Any) -> Any:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1:
+            return float(value)
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
+            return value
+        raise ValueError(f"give dev files, or the fraction of the documents from 0 to below 1, found {_short(value)}")
 
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
@@ -119,6 +139,8 @@ class Stage(_Model):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either 'steps' or 'epochs'")
         for name, student in self.students.items():
+            if name == TEACHER and self.teacher is not None:
+                raise ValueError(f"student '{name}': the log calls the stage's own teacher so; take another name")
             if self.teacher is None and (student.matches or student.init_layers):
                 what = "matches" if student.matches else "init_layers"
                 raise ValueError(f"student '{name}' has '{what}', but the stage has no 'teacher'")
@@ -190,7 +212,7 @@ def resolve_recipe(raw: Any, *, where: str, overrides: Mapping[str, Any] = {}, s
         raise InputError(f"{where}: 'stages' must be a list of stages, found {_short(raw.get('stages'))}")
     overrides = dict(overrides)
     if "output_dir" in overrides:
-        raw["output_dir"] = overrides.pop("output_dir")
+        raw["output_dir"] = str(overrides.pop("output_dir"))  # a folder may be called 2024
     _check_keys(overrides, STAGE_FIELDS | STUDENT_FIELDS, "command line", prefix="--")
     raw["stages"] = [_merge_stage(stage, i, defaults, overrides, where) for i, stage in enumerate(raw["stages"])]
     for setting in settings:
@@ -232,11 +254,9 @@ def _merge_stage(stage: Any, index: int, defaults: dict, overrides: dict, where:
         _check_keys(student, STUDENT_FIELDS, place)
         given = [*layers, student, overrides]
         fields = {f: layer[f] for layer in given for f in STUDENT_FIELDS if f in layer}
-        if merged.get("teacher") is None and "matches" not in student and "matches" not in stage:
+        if merged.get("teacher") is None and not student.get("matches") and not stage.get("matches"):
             fields.pop("matches", None)
-        if isinstance(fields.get("matches"), (str, dict)):
-            fields["matches"] = [fields["matches"]]
-        merged["students"][student_name] = fields
+        merged["students"][student_name] = {field: _listed(field, value) for field, value in fields.items()}
     return merged
 
 
@@ -268,19 +288,38 @@ def _apply_setting(raw: dict, setting: str) -> None:
     *parents, last = path.split(".")
     for part in parents:
         if isinstance(target, list):
-            found = {stage["name"]: stage for stage in target}
+            found = {str(stage["name"]): stage for stage in target}
         else:
             found = target if isinstance(target, dict) else {}
         if part not in found:
             raise InputError(f"--set {path}: no '{part}'; there are: {', '.join(map(str, found)) or 'no keys'}")
         target = found[part]
-    known = STAGE_FIELDS if "students" in target else STUDENT_FIELDS if parents[-2:-1] == ["students"] else None
-    if parents[-1:] == ["data"]:
-        known = set(Data.model_fields)
-    if not parents or known is None or not isinstance(target, dict):
+    depth = len(parents)  # stages.NAME = 2, stages.NAME.data = 3, stages.NAME.students.NAME = 4
+    places = {2: STAGE_FIELDS | STUDENT_FIELDS, 3: set(Data.model_fields), 4: STUDENT_FIELDS}
+    if depth not in places or parents[0] != "stages" or (depth == 3) != (parents[-1] == "data"):
         raise InputError(f"--set {path}: name a field of one stage or student, e.g. stages.NAME.steps=100")
-    _check_keys({last: None}, known, f"--set {path}")
-    target[last] = parse_value(text)
+    _check_keys({last: None}, places[depth], f"--set {path}")
+    _write_field(target, last, parse_value(text))
+
+
+def _write_field(target: dict, field: str, value: Any) -> None:
+    """Sets a field of a merged stage, of its `data`, or of a student; a stage's student field reaches its students."""
+    if field in Data.model_fields:
+        merged = _merge_data([target, {field: value}])
+        target.clear()
+        target.update(merged)
+    elif field in STUDENT_FIELDS:
+        for student in target["students"].values() if "students" in target else [target]:
+            student[field] = _listed(field, value)
+    else:
+        target[field] = _merge_data([target.get("data", {}), value]) if field == "data" else value
+    if field in ("steps", "epochs"):
+        target.pop("epochs" if field == "steps" else "steps", None)
+
+
+def _listed(field: str, value: Any) -> Any:
+    """`matches` may be written as one entry instead of a list."""
+    return [value] if field == "matches" and isinstance(value, (str, dict)) else value
 
 
 def parse_value(text: str) -> Any:
@@ -294,7 +333,10 @@ def parse_value(text: str) -> Any:
 def read_json(path: Path) -> Any:
     """The JSON value in `path`; InputError (file, line, what) if it cannot be read as such."""
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
+        text = path.read_bytes().decode("utf-8-sig")
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object_without_repeats)
+    except _NotStrict as error:
+        raise InputError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (IsADirectoryError, PermissionError) as error:
@@ -306,6 +348,23 @@ def read_json(path: Path) -> Any:
             f", line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ": nested too deep"
         )
         raise InputError(f"{path}{place}; not valid JSON") from None
+
+
+class _NotStrict(Exception):
+    """Something that Python's JSON reader would pass over."""
+
+
+def _refuse_constant(name: str) -> Any:
+    raise _NotStrict(f"{name} is no number; not valid JSON")
+
+
+def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _NotStrict(f"'{twice}' stands twice in one object; the second would silently replace the first")
+    return found
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

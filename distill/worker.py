@@ -13,7 +13,7 @@ import torch
 
 from distill.errors import InputError
 from distill.launch import CHILD
-from distill.pipeline import dataset_note, missing_students, prepare_stage, status_path
+from distill.pipeline import dataset_note, hand_over, missing_students, prepare_data, status_path
 from distill.planning import StagePlan, plan_recipe
 from distill.recipe import Recipe, read_json
 from distill.release.card import model_card
@@ -85,7 +85,7 @@ def _prepare_under_torchrun(plan: StagePlan, students: list[str], output: Path, 
     note = dataset_note(plan, output)
     started = time.time()
     if rank == 0:
-        prepare_stage(plan, students, output, show=lambda line: print(line, file=sys.stderr))
+        hand_over(plan, students, output, prepare_data(plan, output, show=lambda line: print(line, file=sys.stderr)))
     while not note.exists() or note.stat().st_mtime < started - 60:
         time.sleep(0.5)
 

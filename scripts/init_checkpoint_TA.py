@@ -12,8 +12,8 @@ from transformers import BertConfig
 
 from distill.cli import guard
 from distill.errors import InputError
-from distill.modeling.initialise import copy_layers
-from distill.modeling.models import build_model, find_model, load_masked_lm, save_model
+from distill.modeling.initialise import check_layers, copy_layers
+from distill.modeling.models import build_model, find_model, load_config, load_masked_lm, save_model
 
 
 def main() -> None:
@@ -30,8 +30,10 @@ def main() -> None:
     if output.exists():
         raise InputError(f"{output}: exists already; name a new folder")
     folder = find_model(arguments.teacher)
+    original = load_config(folder)
+    config = BertConfig(**{**original.to_dict(), "num_hidden_layers": len(layers)})
+    check_layers(layers, original, config, where="--layers")
     teacher = load_masked_lm(folder)
-    config = BertConfig(**{**teacher.config.to_dict(), "num_hidden_layers": len(layers)})
     assistant = build_model(config, seed=0)
     copy_layers(teacher, assistant, layers)
     card = f"# Teacher assistant\n\nLayers {layers} of `{arguments.teacher}` with its embeddings and prediction head.\n"

@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from distill.corpus import ltp_models
 from distill.corpus.data_json import read_data_json
 from distill.corpus.packing import Files, data_hash, pack_corpus
 from distill.corpus.perceptron_training import train_perceptron
 from distill.corpus.reference import reference_paths, write_references
-from distill.corpus.segment import check_segmenter, segmenter_fingerprint
+from distill.corpus.segment import RULES_VERSION, check_segmenter, segmenter_fingerprint
 from distill.corpus.text import expand_text, text_root
 from distill.corpus.tokenizing import load_tokenizer
 from distill.errors import InputError
@@ -36,7 +37,10 @@ def check_data(data: Data, *, where: str) -> None:
     Raises:
         InputError: see `expand_text`, `read_data_json` and `check_segmenter`.
     """
-    train, dev = list_files(data)
+    try:
+        train, dev = list_files(data)
+    except InputError as error:
+        raise InputError(f"{where}, data: {error}") from None
     if data.mask == "whole_word":
         missing = [text for text, reference in [*train, *(dev if isinstance(dev, list) else [])] if reference is None]
         if missing and data.segmenter is None:
@@ -45,9 +49,18 @@ def check_data(data: Data, *, where: str) -> None:
                 f'segmenter, or set "mask": "token"'
             )
         if missing and isinstance(data.segmenter, str):
-            check_segmenter(data.segmenter)
+            _check_segmenter_files(data.segmenter)
         elif missing and isinstance(data.segmenter, TrainSegmenter) and not Path(data.segmenter.train).is_file():
             raise InputError(f"{where}: segmenter: {data.segmenter.train}: no such file of segmented text")
+
+
+def _check_segmenter_files(spec: str) -> None:
+    """As `check_segmenter`, but LTP itself may be missing: references made earlier are used without it."""
+    location = spec.removeprefix("ltp:")
+    if location == spec or not location:
+        check_segmenter(spec)
+    elif not ltp_models.is_hub_id(location):
+        ltp_models.inspect_folder(location)
 
 
 def list_files(data: Data) -> tuple[Files, Files | float]:
@@ -59,9 +72,12 @@ def list_files(data: Data) -> tuple[Files, Files | float]:
     train: Files = [(path, None) for path in expand_text(data.text)]
     if isinstance(data.dev, float):
         return train, data.dev
-    dev: Files = [(path, None) for path in expand_text(data.dev)]
+    dev: Files = [(path, None) for path in expand_text(data.dev)] if data.dev else []
     held_out = {os.path.abspath(path) for path, _ in dev}
-    return [pair for pair in train if os.path.abspath(pair[0]) not in held_out], dev
+    train = [pair for pair in train if os.path.abspath(pair[0]) not in held_out]
+    if not train:
+        raise InputError(f"all {len(dev)} text file(s) are dev files, such as {dev[0][0]}; name other text to train on")
+    return train, dev
 
 
 def prepare_dataset(
@@ -131,7 +147,7 @@ def _references(
     patterns = data.text + (data.dev if isinstance(data.dev, list) else []) if data.text else texts
     root = text_root(patterns)
     backend = json.loads(load_tokenizer(tokenizer).backend_tokenizer.to_str())
-    parts = [segmenter_fingerprint(spec), json.dumps(backend, sort_keys=True)]
+    parts = [_fingerprint(spec), json.dumps(backend, sort_keys=True)]
     for text in texts:
         with text.open("rb") as file:
             parts.append(f"{os.path.relpath(text, root)} {hashlib.file_digest(file, 'sha256').hexdigest()}")
@@ -143,6 +159,20 @@ def _references(
                                       processes=processes, progress=advance)  # fmt: skip
         report(f"wrote references of {counts['lines']:,} lines, {counts['words']:,} words into {output}")
     return dict(zip(texts, references, strict=True))
+
+
+def _fingerprint(spec: str) -> str:
+    """What decides the segmenter's words: its files and our rules.
+
+    LTP's version is left out, unlike in `segmenter_fingerprint`, so that references serve where LTP is not installed.
+    """
+    if not spec.startswith("ltp:"):
+        return segmenter_fingerprint(spec)
+    location = spec.removeprefix("ltp:")
+    folder = ltp_models.inspect_folder(
+        str(ltp_models.download(location)) if ltp_models.is_hub_id(location) else location
+    )
+    return _hash_of("\n".join([RULES_VERSION, *(_hash_of(file.read_bytes()) for file in folder.files)]).encode())
 
 
 def estimate_characters(texts: Sequence[Path]) -> int:

@@ -19,11 +19,12 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
 from distill.corpus.tokenizing import load_tokenizer as load_bert_tokenizer
 from distill.errors import InputError
-from distill.recipe import read_json
+from distill.recipe import nearest, read_json
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -31,8 +32,11 @@ WEIGHT_FILES = (
     "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
 )
+_NUMBERS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# What safetensors and torch.load raise for files that are damaged or something else.
+_UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError)
 
 
 def find_model(name: str, *, weights: bool = True) -> Path:
@@ -45,10 +49,16 @@ def find_model(name: str, *, weights: bool = True) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise InputError(f"{name}: a model is a folder with config.json, found a file")
-    if not _HUB_ID.fullmatch(name):
-        raise InputError(f"{name}: no such model folder")
+        raise InputError(f"{name}: found a file; name the folder with config.json, vocab.txt and the weights")
+    if not _HUB_ID.fullmatch(name) or Path(name.split("/")[0]).exists():  # a path whose first folder is here
+        raise InputError(f"{name}: no such model folder{_models_beside(folder)}")
     return _fetch(name, weights)
+
+
+def _models_beside(folder: Path) -> str:
+    """`; there are: ...` for the model folders where `folder` was looked for."""
+    beside = sorted(path.parent.name for path in folder.parent.glob("*/config.json"))
+    return f"; there are in {folder.parent}: {', '.join(beside[:8])}" if beside else ""
 
 
 def _fetch(name: str, weights: bool) -> Path:
@@ -65,10 +75,9 @@ def _fetch(name: str, weights: bool) -> Path:
             patterns += [single] if single and not single.endswith(".json") else ["*.safetensors*"]
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub's client lets through the errors of whichever HTTP library it uses
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise InputError(
-            f"{name}: no such folder, and it could not be fetched from the hub ({reason}); check the name, go online, "
-            f"set HF_ENDPOINT to a mirror, or put the files into a folder and name that"
+            f"{name}: no such folder, and it could not be fetched from the hub ({_first_line(error)}); check the name, "
+            f"go online, set HF_ENDPOINT to a mirror, or put the files into a folder and name that"
         ) from None
 
 
@@ -86,10 +95,12 @@ def load_config(path: str | Path) -> BertConfig:
         raise InputError(f"{path}: a model config is a JSON object, found {type(raw).__name__}")
     if raw.get("model_type", "bert") != "bert":
         raise InputError(f"{path}: model_type is '{raw['model_type']}'; only 'bert' models can be distilled here")
-    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"):
+    for key in (*_NUMBERS, *({"max_position_embeddings", "type_vocab_size"} & raw.keys())):
         value = raw.get(key)
         if type(value) is not int or value < 1:
             raise InputError(f"{path}: '{key}' must be a whole number above 0, found {json.dumps(value)}")
+    if raw.get("hidden_act", "gelu") not in ACT2FN:
+        raise InputError(f"{path}: unknown hidden_act '{raw['hidden_act']}'{nearest(str(raw['hidden_act']), ACT2FN)}")
     if raw["hidden_size"] % raw["num_attention_heads"]:
         raise InputError(
             f"{path}: hidden_size {raw['hidden_size']} is not a multiple of num_attention_heads "
@@ -118,21 +129,44 @@ def has_weights(folder: Path) -> bool:
 
 def has_head(folder: Path) -> bool:
     """Whether a model folder has a masked-language-model head; looks at the names of its weights only."""
-    head = "cls.predictions.transform.dense.weight"
-    for file in WEIGHT_FILES:
-        if not (folder / file).exists():
-            continue
-        if file.endswith(".json"):
-            return head in read_json(folder / file).get("weight_map", {})
-        try:
-            if file.endswith(".safetensors"):
-                with safe_open(folder / file, framework="pt") as weights:
-                    return head in weights.keys()  # noqa: SIM118, safe_open is no mapping
-            return head in torch.load(folder / file, map_location="meta", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-            raise InputError(f"{folder / file}: cannot be read as weights ({reason})") from None
-    return False
+    return "cls.predictions.transform.dense.weight" in weight_names(folder)
+
+
+def weight_names(folder: Path) -> set[str]:
+    """The names of a folder's weights, which are not loaded; empty if there are none.
+
+    Raises:
+        InputError: a weight file that is damaged, or missing from the list of an index.
+    """
+    file = next((folder / file for file in WEIGHT_FILES if (folder / file).exists()), None)
+    if file is None:
+        return set()
+    if file.suffix == ".json":
+        return _names_in_index(file)
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as weights:
+                return set(weights.keys())
+        return set(torch.load(file, map_location="meta", weights_only=True))
+    except _UNREADABLE as error:
+        raise InputError(
+            f"{file}: cannot be read as weights ({_first_line(error)}); copy or download it again"
+        ) from None
+
+
+def _names_in_index(file: Path) -> set[str]:
+    index = read_json(file)
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict):
+        raise InputError(f"{file}: no index of weight files (no 'weight_map'); download it again")
+    for shard in sorted(set(map(str, names.values()))):
+        if not (file.parent / shard).is_file():
+            raise InputError(f"{file}: lists {shard}, which is not there; download it, too")
+    return set(names)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 def load_masked_lm(folder: str | Path, *, need_head: bool = True, attention: str = "sdpa") -> BertForMaskedLM:
@@ -149,16 +183,20 @@ def load_masked_lm(folder: str | Path, *, need_head: bool = True, attention: str
     if not has_weights(folder):
         raise InputError(f"{folder}: no weights; expected {WEIGHT_FILES[0]} or {WEIGHT_FILES[1]}")
     verbosity = transformers_logging.get_verbosity()
+    progress_bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         loaded: Any = BertForMaskedLM.from_pretrained(
             folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True,
             attn_implementation=attention, weights_only=True,
         )  # fmt: skip
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise InputError(f"{folder}: weights cannot be loaded ({str(error).strip().splitlines()[0][:160]})") from None
+    except _UNREADABLE as error:
+        raise InputError(f"{folder}: weights cannot be loaded ({_first_line(error)})") from None
     finally:
         transformers_logging.set_verbosity(verbosity)
+        if progress_bar:
+            transformers_logging.enable_progress_bar()
     model, info = loaded
     missing = sorted(info["missing_keys"])
     encoder = [key for key in missing if not key.startswith("cls.")]

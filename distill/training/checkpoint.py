@@ -77,8 +77,11 @@ def checkpoint_students(folder: Path) -> list[str]:
 
 
 def clear_other_checkpoints(folder: Path, students: list[str]) -> None:
-    """Removes the checkpoints of an earlier pass over other students, so that this pass starts at step 0."""
-    if set(checkpoint_students(folder)) != set(students):
+    """Removes the checkpoints of an earlier pass that lacks one of these students, so that this pass starts at step 0.
+
+    A pass that had more students serves: a run ended while it wrote the finished models goes on with those it lacks.
+    """
+    if not set(students) <= set(checkpoint_students(folder)):
         shutil.rmtree(folder, ignore_errors=True)
 
 

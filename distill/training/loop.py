@@ -10,11 +10,11 @@ What is decided elsewhere: which samples and masks (`corpus.batches`), what a lo
 (`student`, `checkpoint`).
 """
 
-import itertools
 import logging
 import math
+import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -82,22 +82,26 @@ class TeacherPass:
 
 
 @dataclass
-class _Sums:
-    """Logged values since the last log line, kept on the device until then."""
+class _StudentLog:
+    """A student's values since the last log line, kept on the device until then."""
 
-    device: torch.device
-    values: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    norms: Tensor | float = 0.0
 
-    def add(self, name: str, value: Tensor) -> None:
-        value = value.detach().float()
-        self.values[name] = self.values[name] + value if name in self.values else value
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Adds one micro-batch's part of the step's loss and terms."""
+        for name, value in values.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def read(self, processes: Processes, steps: int) -> dict[str, float]:
-        """Means over the steps since the last call, summed over processes; one transfer."""
-        names = sorted(self.values)
-        stacked = sum_over_processes(torch.stack([self.values[name] for name in names]).cpu().double(), processes)
-        self.values.clear()
-        return {name: value / steps for name, value in zip(names, stacked.tolist(), strict=True)}
+        """Means over `steps` steps, losses summed over the processes; then all is cleared."""
+        names = sorted(self.sums)
+        means = torch.stack([self.sums[name] for name in names]).cpu().double() / steps
+        values = dict(zip(names, sum_over_processes(means, processes).tolist(), strict=True))
+        values["grad_norm"] = float(self.norms) / steps
+        self.sums, self.norms = {}, 0.0
+        return values
 
 
 def run_steps(
@@ -123,54 +127,59 @@ def run_steps(
         StageStopped: a process was asked to stop; all of them leave at the same step, with its updates done.
         TrainingFailed: a loss is not finite.
     """
-    sums = {student.name: _Sums(processes.device) for student in students}
-    norms = {student.name: _Sums(processes.device) for student in students}
+    logs = {student.name: _StudentLog() for student in students}
     started, logged_step, logged_tokens = time.perf_counter(), first_step, tokens
     for step, batches in enumerate(steps, start=first_step + 1):
         counts = [count_units(batch) for batch in batches]
-        totals = torch.tensor([*(sum(c[unit] for c in counts) for unit in UNITS), float(stop.signum)]).double()
-        *unit_totals, signum = sum_over_processes(totals, processes).tolist()
-        if signum:
-            raise StageStopped(stop.signum or int(signum / processes.world_size), step - 1)
+        totals, stopping = _sum_counts(counts, stop, processes)
+        if stopping:
+            raise StageStopped(stop.signum or signal.SIGTERM, step - 1)
         for micro_step, (batch, count) in enumerate(zip(batches, counts, strict=True)):
-            share = {unit: count[unit] / total for unit, total in zip(UNITS, unit_totals, strict=True)}
-            _forward_backward(students, teacher, batch.to(processes.device), share, sums,
-                              step=step, micro_step=micro_step, rank=processes.rank)  # fmt: skip
-        sum_gradients(itertools.chain.from_iterable(s.parameters for s in students), processes)
+            share = {unit: count[unit] / max(totals[unit], 1) for unit in UNITS}
+            seeds = {"step": step, "micro_step": micro_step, "rank": processes.rank}
+            _forward_backward(students, teacher, batch.to(processes.device), share, logs, seeds)
         for student in students:
-            norms[student.name].add("grad_norm", student.step())
-        tokens += int(unit_totals[UNITS.index(TOKENS)])
+            # One buffer a student: with three and more processes the order of a sum depends on the place in the buffer.
+            sum_gradients(student.parameters, processes)
+            logs[student.name].norms += student.step()
+        tokens += int(totals[TOKENS])
         values = None
         if step % log_every == 0 or step == last_step:
-            elapsed_s = time.perf_counter() - started
-            values = {}
+            values = {student.name: logs[student.name].read(processes, step - logged_step) for student in students}
+            speed = (tokens - logged_tokens) / (time.perf_counter() - started)
             for student in students:
-                mine = sums[student.name].read(processes, step - logged_step)
-                mine["grad_norm"] = norms[student.name].read(Processes(0, 1, processes.device), step - logged_step)[
-                    "grad_norm"
-                ]
-                mine["learning_rate"] = student.scheduler.get_last_lr()[0]
-                mine["tokens_per_second"] = (tokens - logged_tokens) / elapsed_s
-                values[student.name] = mine
+                rate = student.scheduler.get_last_lr()[0]
+                values[student.name] |= {"learning_rate": rate, "tokens_per_second": speed}
             _check_finite(values, logged_step, step)
             started, logged_step, logged_tokens = time.perf_counter(), step, tokens
         yield StepReport(step, tokens, values)
 
 
+def _sum_counts(
+    counts: list[dict[str, float]], stop: StopRequest, processes: Processes
+) -> tuple[dict[str, float], bool]:
+    """The step's units over all processes, and whether any process was asked to stop; one message on the CPU."""
+    mine = torch.tensor([*(sum(count[unit] for count in counts) for unit in UNITS), float(stop.signum > 0)])
+    *totals, stopping = sum_over_processes(mine.double(), processes).tolist()
+    return dict(zip(UNITS, totals, strict=True)), stopping > 0
+
+
 def _forward_backward(
-    students: list[StudentRun], teacher: TeacherPass | None, batch: MicroBatch, share: dict[str, float],
-    sums: dict[str, _Sums], *, step: int, micro_step: int, rank: int,
-) -> None:  # fmt: skip
+    students: list[StudentRun],
+    teacher: TeacherPass | None,
+    batch: MicroBatch,
+    share: dict[str, float],
+    logs: dict[str, _StudentLog],
+    seeds: dict[str, int],
+) -> None:
     """One micro-batch: teacher once, then each student's forward and backward."""
     features = teacher(batch) if teacher else {}
     for student in students:
-        student.seed_dropout(step=step, micro_step=micro_step, rank=rank)
+        student.seed_dropout(**seeds)
         objective = student.objective
         loss, terms = objective(batch, features.get(objective.teacher_needs.attention), share)
         student.scaler.scale(loss).backward()
-        sums[student.name].add("loss", loss)
-        for name, value in terms.items():
-            sums[student.name].add(name, value)
+        logs[student.name].add({"loss": loss, **terms})
 
 
 def count_units(batch: MicroBatch) -> dict[str, float]:

@@ -134,10 +134,13 @@ def _check_match(match: Match, teacher: BertConfig, student: BertConfig, where: 
     feature, loss = match["feature"], match["loss"]
     if feature not in FEATURES:
         raise InputError(f"{where}: unknown feature '{feature}'; known: {', '.join(FEATURES)}")
-    if loss not in MATCH_LOSS_MAP:
+    if not isinstance(loss, str) or loss not in MATCH_LOSS_MAP:
         raise InputError(f"{where}: unknown loss '{loss}'{nearest(str(loss), MATCH_LOSS_MAP)}")
+    if loss.startswith("attention") != (feature == "attention"):
+        compared = "attention matrices" if feature == "hidden" else "hidden states"
+        raise InputError(f"{where}: '{loss}' compares {compared}, but the match has feature '{feature}'")
     weight = match["weight"]
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
         raise InputError(f"{where}: match weight must be a number >= 0, found {weight!r}")
     for side, config in (("T", teacher), ("S", student)):
         _check_layers(match, side, config, where)
@@ -181,7 +184,7 @@ def _check_widths(match: Match, teacher: BertConfig, student: BertConfig, where:
         if match["loss"] in SAME_WIDTH_LOSSES and widths[0] != widths[1]:
             raise InputError(f"{where}: {pair} has no 'proj', but {facts}")
         return
-    if not isinstance(proj, list) or len(proj) not in (3, 4) or proj[0] not in PROJ_MAP:
+    if not isinstance(proj, list) or len(proj) not in (3, 4) or str(proj[0]) not in PROJ_MAP:
         raise InputError(f"{where}: {pair}: proj is [KIND, student width, teacher width] with KIND one of "
                          f"{', '.join(PROJ_MAP)}, found {proj}")  # fmt: skip
     if len(proj) == 4 and not isinstance(proj[3], dict):

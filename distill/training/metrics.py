@@ -24,7 +24,7 @@ class MetricsLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         kept = [
-            line for line in read_metrics(self.path) if line["step"] <= step or line["student"] not in students
+            line for line in read_metrics(self.path) if 0 < line["step"] <= step or line["student"] not in students
         ]  # fmt: skip
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

@@ -175,6 +175,10 @@ class Objective(nn.Module):
             results_S["inputs_mask"] = mask
         self._set_weights(share)
         total, terms = self._distiller.compute_loss(results_S, results_T)
+        if self.use_kd and features.logits is not None and not len(batch.labels):
+            # Nothing is masked: the KD term is an empty sum, which keeps the loss a tensor with a graph.
+            terms["unweighted_kd_loss"] = features.logits.sum()
+            total = total + terms["unweighted_kd_loss"]
         return total, self._named_terms(terms, share)
 
     def _set_weights(self, share: Share) -> None:
@@ -188,8 +192,9 @@ class Objective(nn.Module):
     def _named_terms(self, terms: Mapping[str, Tensor], share: Share) -> dict[str, Tensor]:
         """TextBrewer's terms under short names (kd, mlm, hidden_mse_3_6), unweighted, times their share."""
         named = {}
-        for short, name in (("kd", "unweighted_kd_loss"), ("mlm", "unweighted_hard_label_loss")):
-            if name in terms:
+        used = (("kd", "unweighted_kd_loss", self.use_kd), ("mlm", "unweighted_hard_label_loss", self.use_mlm))
+        for short, name, is_used in used:
+            if is_used:
                 named[short] = terms[name].detach() * share[MASKED]
         for match in self.matches:
             layers = [match["layer_S"], match["layer_T"]]

@@ -13,11 +13,11 @@ from distill.corpus.batches import DevBatches, MicroBatch, StepBatches
 from distill.corpus.masking import MaskVocabulary
 from distill.corpus.packing import PackedRows
 from distill.modeling.initialise import copy_layers
-from distill.modeling.models import build_model, load_config, load_masked_lm, load_tokenizer, save_model
+from distill.modeling.models import build_model, has_head, load_config, load_masked_lm, load_tokenizer, save_model
 from distill.recipe import Stage, Student
 from distill.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from distill.training.evaluate import evaluate_masked_lm
-from distill.training.loop import StageStopped, StepReport, TeacherPass, run_steps
+from distill.training.loop import StageStopped, StepReport, TeacherPass, TrainingFailed, run_steps
 from distill.training.matches import resolve_matches
 from distill.training.metrics import MetricsLog, StatusFile
 from distill.training.precision import Autocast, autocast_for, choose_dtype
@@ -113,13 +113,13 @@ class _Bookkeeper:
         self.stage, self.steps, self.runs, self.teacher, self.dev = stage, steps, runs, teacher, dev
         self.paths, self.processes, self.status, self.first_step = paths, processes, status, first_step
         self.save_every, self.eval_every = stage.save_every or -(-steps // 10), stage.eval_every or -(-steps // 10)
-        names = [run.name for run in runs]
+        names = [run.name for run in runs] + ([TEACHER] if first_step == 0 else [])
         self.log = MetricsLog(paths.stage, students=names, step=first_step) if processes.is_first else None
         self.shown: dict[str, float] = {}
 
     def before(self) -> None:
-        """Measures the teacher once, as the mark to reach."""
-        if self.teacher and self.first_step == 0:
+        """Measures the teacher once, as the mark to reach, if it has a prediction head."""
+        if self.teacher and self.paths.teacher and self.first_step == 0 and has_head(self.paths.teacher):
             self._evaluate(self.teacher.model, TEACHER, StepReport(0, 0, None))
 
     def after(self, report: StepReport) -> None:
@@ -139,7 +139,17 @@ class _Bookkeeper:
             self.status.write("running", force=first, step=report.step, steps=self.steps, **self.shown)
 
     def save(self, report: StepReport) -> None:
-        """Writes a checkpoint; all processes wait for it."""
+        """Writes a checkpoint; all processes wait for it.
+
+        Raises:
+            TrainingFailed: weights that are not finite, which no run could go on from.
+        """
+        for run in self.runs:
+            if not run.is_finite():
+                raise TrainingFailed(
+                    f"student '{run.name}': weights are not finite after step {report.step:,}; lower learning_rate, "
+                    f"or use precision fp32; the last checkpoint is from before"
+                )
         if self.processes.is_first:
             tensors = {stem: named for run in self.runs for stem, named in run.tensors().items()}
             students = {run.name: run.state() for run in self.runs}

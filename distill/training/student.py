@@ -74,11 +74,18 @@ class StudentRun:
         self.scaler.unscale_(self.optimizer)
         limit = self.settings.max_grad_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        if self.scaler.is_enabled():
+            # fp16: the scaler tries larger scales now and then, and skips a step that overflows; that is no failure.
+            norm = torch.where(norm.isfinite(), norm, torch.zeros_like(norm))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def is_finite(self) -> bool:
+        """Whether all weights and moments are numbers; waits for the device."""
+        return all(bool(value.isfinite().all()) for named in self.tensors().values() for value in named.values())
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """File stem -> name -> tensor: weights with projections, and the optimiser's moments by parameter name."""

@@ -1,0 +1,191 @@
+"""One optimiser step after the other: reports, clipping, dropout's seeds, the stop, and losses that are not finite."""
+
+import math
+
+import pytest
+import torch
+from tiny import ALONE, LENGTH, NeverStop, StopBeforeStep, cut_batch, make_batch, tiny_config, tiny_model
+
+from distill.errors import InputError
+from distill.recipe import Student
+from distill.training.loop import StageStopped, TeacherPass, TrainingFailed, run_steps
+from distill.training.matches import resolve_matches
+from distill.training.objective import Needs
+from distill.training.precision import autocast_for
+from distill.training.student import StudentRun, check_scheduler, parameter_groups
+
+TEACHER = tiny_config(layers=4, width=32, heads=4, initializer_range=0.2)
+STUDENT = tiny_config(layers=2, width=16, heads=4, dropout=0.1)
+FLOAT32 = autocast_for(torch.float32, ALONE.device)
+BATCH = make_batch([LENGTH, 9, 12, LENGTH], [3, 1, 2, 1])
+
+
+def start_run(name="student", matches=("uniform",), *, steps=6, config=STUDENT, **settings) -> StudentRun:
+    attention = "eager" if any("attention" in str(match) for match in matches) else "sdpa"
+    return StudentRun(
+        name, tiny_model(config, seed=2, attention=attention), Student(config="x", matches=list(matches), **settings),
+        matches=resolve_matches(list(matches), TEACHER, config), distilled=True, steps=steps, seed_parts=(0, "stage"),
+        device=ALONE.device, dtype=torch.float32, autocast=FLOAT32,
+    )  # fmt: skip
+
+
+def start_teacher(*runs: StudentRun) -> TeacherPass:
+    return TeacherPass(tiny_model(TEACHER, seed=1), [run.objective.teacher_needs for run in runs], FLOAT32)
+
+
+def run(runs, batches, *, log_every=1, last_step=None, stop=None, first_step=0, tokens=0):
+    return run_steps(
+        runs, start_teacher(*runs), batches, first_step=first_step, tokens=tokens, log_every=log_every,
+        last_step=last_step or len(batches), processes=ALONE, stop=stop or NeverStop(),
+    )  # fmt: skip
+
+
+def test_a_report_a_step_with_values_on_log_steps_and_at_the_end():
+    reports = list(run([start_run()], [[BATCH]] * 5, log_every=2))
+    assert [report.step for report in reports] == [1, 2, 3, 4, 5]
+    assert [report.values is not None for report in reports] == [False, True, False, True, True]
+    assert [report.tokens for report in reports] == [53 * step for step in range(1, 6)]
+
+
+def test_a_log_line_holds_the_means_since_the_last_one():
+    each = [report.values["student"] for report in run([start_run()], [[BATCH]] * 4)]
+    pairs = [report.values["student"] for report in run([start_run()], [[BATCH]] * 4, log_every=2) if report.values]
+    for number, line in enumerate(pairs):
+        for name in ("loss", "kd", "hidden_mse_1_2", "grad_norm"):
+            mean = (each[2 * number][name] + each[2 * number + 1][name]) / 2
+            assert line[name] == pytest.approx(mean, rel=1e-5)
+        assert line["learning_rate"] == each[2 * number + 1]["learning_rate"]
+
+
+def test_steps_and_tokens_go_on_from_where_a_run_stopped():
+    reports = list(run([start_run()], [[BATCH]] * 2, first_step=3, tokens=1000, last_step=5))
+    assert [(report.step, report.tokens) for report in reports] == [(4, 1053), (5, 1106)]
+
+
+def test_a_request_to_stop_leaves_between_steps():
+    done = []
+    with pytest.raises(StageStopped) as stopped:
+        done += [report.step for report in run([start_run()], [[BATCH]] * 5, stop=StopBeforeStep(1))]
+    assert stopped.value.step == 0
+    steps = run([start_run()], [[BATCH]] * 5, stop=StopBeforeStep(4))
+    with pytest.raises(StageStopped) as stopped:
+        for report in steps:
+            done.append(report.step)
+    assert done == [1, 2, 3] and stopped.value.step == 3 and stopped.value.signum == 15
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_name_and_steps():
+    runs = [start_run("good"), start_run("bad")]
+    with torch.no_grad():
+        runs[1].objective.student.bert.embeddings.LayerNorm.weight.fill_(float("nan"))
+    with pytest.raises(TrainingFailed, match="student 'bad': .* is nan between steps 1 and 3; lower learning_rate"):
+        list(run(runs, [[BATCH]] * 5, log_every=3))
+
+
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")
+@pytest.mark.parametrize("limit", [0.01, 0.0])
+def test_clipping_covers_student_and_projections_and_reports_the_norm_before(limit):
+    """TextBrewer leaves the projections out."""
+    student = start_run(max_grad_norm=limit)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in student.parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    raw = {name: p.grad.clone() for name, p in student.objective.named_parameters()}
+    norm = math.sqrt(sum(float(value.double().square().sum()) for value in raw.values()))
+    given = {}
+    student.optimizer.step = lambda: given.update({n: p.grad.clone() for n, p in student.objective.named_parameters()})
+    assert float(student.step()) == pytest.approx(norm, rel=1e-5)
+    assert any(name.startswith("projections.") for name in given)
+    for name, value in given.items():
+        torch.testing.assert_close(value, raw[name] * (limit / norm if limit else 1.0), rtol=1e-4, atol=1e-9)
+
+
+def test_the_scheduler_moves_once_an_optimiser_step_whatever_the_micro_batches():
+    student = start_run(steps=10, warmup_ratio=0.2, learning_rate=1.0)
+    reports = run([student], [cut_batch(BATCH, [1, 2, 1])] * 10)
+    rates = [report.values["student"]["learning_rate"] for report in reports]
+    assert rates == pytest.approx([0.5, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0])
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "constant_with_warmup", "polynomial"])
+def test_schedules_of_transformers_are_taken(name):
+    check_scheduler(name, where="here")
+
+
+@pytest.mark.parametrize("name", ["lniear", "warmup_stable_decay", "reduce_lr_on_plateau"])
+def test_schedules_that_are_unknown_or_need_more_are_refused(name):
+    with pytest.raises(InputError, match=f"here: scheduler '{name}' cannot be used"):
+        check_scheduler(name, where="here")
+
+
+def test_matrices_decay_and_biases_and_layer_norms_do_not():
+    student = start_run(weight_decay=0.3)
+    decay = {id(p): group["weight_decay"] for group in student.optimizer.param_groups for p in group["params"]}
+    assert len(decay) == len(student.parameters)
+    for name, parameter in student.objective.named_parameters():
+        plain = name.endswith("bias") or "LayerNorm" in name
+        assert decay[id(parameter)] == (0.0 if plain else 0.3), name
+
+
+def test_a_projection_with_options_has_a_group_of_its_own():
+    match = {"layer_T": 4, "layer_S": 2, "feature": "hidden", "loss": "hidden_mse",
+             "proj": ["linear", 16, 32, {"lr": 0.25}]}  # fmt: skip
+    student = start_run(matches=("uniform", match), learning_rate=0.5)
+    groups = parameter_groups(student.objective, 0.1)
+    assert [group.get("lr") for group in groups] == [None, None, 0.25]
+    assert {id(p) for p in groups[2]["params"]} == {id(p) for p in student.objective.projections["3"].parameters()}
+    counted = [id(p) for group in groups for p in group["params"]]
+    assert len(counted) == len(set(counted)) == len(student.parameters)
+
+
+@pytest.mark.parametrize("change", [{"step": 2}, {"micro_step": 1}, {"rank": 1}])
+def test_dropout_depends_on_step_micro_step_and_rank_and_nothing_else(change):
+    def draw(student, **seeds):
+        student.seed_dropout(**{"step": 1, "micro_step": 0, "rank": 0, **seeds})
+        return torch.rand(8)
+
+    student = start_run("a")
+    torch.manual_seed(99)
+    first = draw(student)
+    assert torch.equal(first, draw(start_run("a")))
+    assert not torch.equal(first, draw(student, **change))
+    assert not torch.equal(first, draw(start_run("b")))
+
+
+def count_forwards(teacher: TeacherPass) -> list[int]:
+    calls = []
+    teacher.model.bert.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("specs, forwards", [
+    ([("uniform",), (), ("uniform:mmd",)], 1),
+    ([("uniform:attention_mse",), ("uniform:attention_mse", "uniform")], 1),
+    ([("uniform",), ("uniform:attention_mse",), ()], 2),
+])  # fmt: skip
+def test_the_teacher_runs_once_for_all_students_and_twice_if_only_some_need_attention(specs, forwards):
+    runs = [start_run(f"s{number}", spec) for number, spec in enumerate(specs)]
+    teacher = start_teacher(*runs)
+    calls = count_forwards(teacher)
+    teacher(BATCH)
+    assert len(calls) == forwards
+
+
+def test_features_of_the_teacher_are_those_it_gives_alone():
+    needs = [Needs(frozenset({1})), Needs(frozenset({3}), attention=True)]
+    together = TeacherPass(tiny_model(TEACHER, seed=1), needs, FLOAT32)(BATCH)
+    alone = TeacherPass(tiny_model(TEACHER, seed=1), needs[:1], FLOAT32)(BATCH)
+    assert torch.equal(together[False].hidden[1], alone[False].hidden[1])
+    assert torch.equal(together[False].logits, alone[False].logits)
+
+
+def test_an_overflow_that_the_gradient_scaler_skips_does_not_end_an_fp16_run():
+    """The scaler tries larger scales on purpose and drops the steps that overflow."""
+    student = start_run(kd_weight=1e6)
+    student.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    before = [parameter.detach().clone() for parameter in student.parameters]
+    steps = run([student], [[BATCH]] * 2, log_every=1)
+    report = next(steps)
+    assert student.scaler.get_scale() < 2.0**127, "nothing overflowed"
+    assert math.isfinite(report.values["student"]["grad_norm"])
+    assert all(torch.equal(old, new) for old, new in zip(before, student.parameters, strict=True))
