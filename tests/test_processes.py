@@ -21,7 +21,7 @@ from distill.training.metrics import read_metrics, read_status
 from distill.training.processes import Processes, join_processes, sum_gradients, sum_over_processes
 
 TESTS = Path(__file__).parent
-LIMIT_S = 300
+LIMIT_S = 300  # a guard; 20 s are usual
 
 
 def write_text(path: Path, lines=40) -> None:
@@ -120,8 +120,8 @@ def test_two_processes_draw_the_same_samples_and_masks_and_lose_the_same(world, 
 def test_sigterm_to_the_parent_writes_a_checkpoint_and_the_same_command_ends_alike(
     world, python, command_environment, nproc
 ):
-    stages = [{"name": "one", "teacher": "teacher", "steps": 120, "global_batch_size": 4, "micro_batch_size": 1,
-               "log_every": 2, "save_every": 1000, "eval_every": 1000, "students": {
+    stages = [{"name": "one", "teacher": "teacher", "steps": 60, "global_batch_size": 4, "micro_batch_size": 2,
+               "log_every": 1, "save_every": 1000, "eval_every": 1000, "students": {
                    "a": {"config": "student.json", "matches": ["uniform"]},
                    "b": {"config": "student.json", "matches": ["uniform:attention_mse"]}}}]  # fmt: skip
     whole = write_recipe(world, output="whole", stages=stages)
@@ -132,13 +132,13 @@ def test_sigterm_to_the_parent_writes_a_checkpoint_and_the_same_command_ends_ali
     parent = start_command(world, stopped, python, command_environment, NPROC=nproc)
     log = world / "stopped" / "stages" / "one" / "metrics.jsonl"
     deadline = time.monotonic() + LIMIT_S
-    while len(read_metrics(log)) < 6 and parent.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while len(read_metrics(log)) < 4 and parent.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
     parent.send_signal(signal.SIGTERM)
     code, output = finish(parent)
     assert code == 143, output
     saved = sorted(path.name for path in (world / "stopped" / "stages" / "one" / "checkpoints").glob("step-*"))
-    assert len(saved) == 1 and 0 < int(saved[0].removeprefix("step-")) < 120, saved
+    assert len(saved) == 1 and 0 < int(saved[0].removeprefix("step-")) < 60, saved
     assert "stopped by SIGTERM after step" in output and "Traceback" not in output
     assert not (world / "stopped" / "models" / "a").exists()
 

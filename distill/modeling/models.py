@@ -11,6 +11,7 @@ import pickle
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,21 +183,14 @@ def load_masked_lm(folder: str | Path, *, need_head: bool = True, attention: str
     config = load_config(folder)
     if not has_weights(folder):
         raise InputError(f"{folder}: no weights; expected {WEIGHT_FILES[0]} or {WEIGHT_FILES[1]}")
-    verbosity = transformers_logging.get_verbosity()
-    progress_bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        loaded: Any = BertForMaskedLM.from_pretrained(
-            folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True,
-            attn_implementation=attention, weights_only=True,
-        )  # fmt: skip
+        with _quiet_transformers():
+            loaded: Any = BertForMaskedLM.from_pretrained(
+                folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True,
+                attn_implementation=attention, weights_only=True,
+            )  # fmt: skip
     except _UNREADABLE as error:
         raise InputError(f"{folder}: weights cannot be loaded ({_first_line(error)})") from None
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if progress_bar:
-            transformers_logging.enable_progress_bar()
     model, info = loaded
     missing = sorted(info["missing_keys"])
     encoder = [key for key in missing if not key.startswith("cls.")]
@@ -208,6 +202,20 @@ def load_masked_lm(folder: str | Path, *, need_head: bool = True, attention: str
             f"but its logits are used here; take a model saved with its head, or kd_weight 0"
         )
     return model
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars and reports of transformers; what matters in them we say ourselves."""
+    verbosity, progress_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if progress_bar:
+            transformers_logging.enable_progress_bar()
 
 
 def build_model(config: BertConfig, *, seed: int, attention: str = "sdpa") -> BertForMaskedLM:
@@ -248,7 +256,7 @@ def save_model(model: BertForMaskedLM, folder: Path, *, tokenizer: Path, card: s
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet_transformers():
         warnings.simplefilter("ignore")
         model.save_pretrained(partial)
     for name in TOKENIZER_FILES:

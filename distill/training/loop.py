@@ -3,7 +3,7 @@
  1. The loader gives this process's micro-batches of step k; counts of all processes are summed on the CPU.
  2. Each micro-batch: one teacher forward, then forward and backward of each student, whose terms are weighted by
     the micro-batch's share of the step's counts.
- 3. Gradients are summed over the processes once, then each student clips and updates by itself.
+ 3. Each student's gradients are summed over the processes once, in a buffer of its own; then it clips and updates.
  4. Every so often: a log line (the only time the host waits for the device), dev evaluation, a checkpoint.
 
 What is decided elsewhere: which samples and masks (`corpus.batches`), what a loss is (`objective`), what is saved
