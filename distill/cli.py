@@ -15,7 +15,7 @@ SEGMENTER_HELP = f'"ltp:DIR" or "ltp:HUB_ID", "jieba", or "words" (text already 
 
 
 def _plain(name: str) -> str:
-    return name.replace("_", "-") if name.startswith("--") else name
+    return name.replace("_", "-")
 
 
 SETTINGS = {"token_normalize_func": _plain, "help_option_names": ["-h", "--help"]}
@@ -206,12 +206,12 @@ def guard(command: Callable[[], Any], debug: bool = False) -> None:
 
 def _leave_for(error: Exception, debug: bool) -> None:
     """Exit codes of the errors that come from libraries and stages."""
-    import click
-
-    if isinstance(error, click.ClickException):
-        error.show()
-        sys.exit(error.exit_code)
-    if isinstance(error, click.exceptions.Abort):
+    show, exit_code = getattr(error, "show", None), getattr(error, "exit_code", None)
+    # A usage error. Newer versions of typer bring their own copy of click, so its class has no name to test for.
+    if callable(show) and isinstance(exit_code, int):
+        show()
+        sys.exit(exit_code)
+    if isinstance(error, typer.Abort):
         sys.exit(130)
     if type(error).__module__ == "distill.launch":
         signum = getattr(error, "signum", 0)
