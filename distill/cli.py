@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from distill.cli_vocabulary import vocab_app
 from distill.errors import InputError
 
 LICENCE_NOTE = "LTP is free for universities and individual research, paid for companies; jieba and words need no LTP."
@@ -25,6 +26,7 @@ app = typer.Typer(
 )  # fmt: skip
 segmenter_app = typer.Typer(help="Word segmenters.", no_args_is_help=True, context_settings=SETTINGS)
 app.add_typer(segmenter_app, name="segmenter")
+app.add_typer(vocab_app, name="vocab")
 
 Text = Annotated[list[Path], typer.Option(help="text files, folders or glob patterns, one passage a line; repeatable")]
 Tokenizer = Annotated[str, typer.Option(help="folder with vocab.txt, or hub id")]

@@ -6,8 +6,9 @@ Wikipedia) and the list of 132 tokens dropped by hand. With those two and Google
 8,021 tokens: 5,689 Han characters, 1,320 Latin, 140 numbers, 106 special and placeholder tokens, 766 others.
 
 What cannot be compared here: the vocabulary file that CLUE published is in no place we could read, so equality with it
-byte for byte is not shown. With another map the Han characters differ: OpenCC's takes 1,714 for traditional where CLUE's
-takes 1,632. The emoji come from Unicode's table instead of the `emoji` package; on Google's vocabulary both name 56.
+byte for byte is not shown. With another map the Han characters differ: OpenCC's takes 1,714 for traditional where
+CLUE's takes 1,632. The emoji come from Unicode's table instead of the `emoji` package; on Google's vocabulary both
+name 56.
 """
 
 import re

@@ -34,6 +34,9 @@ _MIN_COUNT = 2
 _BATCH_CHARS = 200_000
 _WINDOW_CHARS = 20_000
 _UNUSED = re.compile(r"\[unused\d+\]")
+# Text between spaces and Han characters, each of which is a word of its own; a letter alone has nothing inside.
+_RUN = re.compile("[^ \t\u3000\u3400-\u4dbf\u4e00-\u9fff]{2,}")
+_MAX_RUNS = 200_000
 
 Progress = Callable[[int], None]
 
@@ -146,7 +149,7 @@ def train_vocabulary(
     """
     from tokenizers import Tokenizer, models, trainers
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     _split_like_bert(tokenizer, cased=cased)
     letters, pieces = _choose_characters(_read(texts, progress), tokenizer, size - len(SPECIAL_TOKENS))
     if not letters:
@@ -167,21 +170,26 @@ def train_vocabulary(
 def _split_like_bert(tokenizer: "Tokenizer", *, cased: bool) -> None:
     from tokenizers import normalizers, pre_tokenizers
 
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=not cased)  # type: ignore[assignment]
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=not cased)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
 
 def _choose_characters(lines: Iterable[str], tokenizer: "Tokenizer", room: int) -> tuple[list[str], list[str]]:
     """The commonest characters that fit, and their '##' forms where they stand inside words; both sorted."""
-    counts: Counter[str] = Counter()
+    raw: Counter[str] = Counter()
+    runs: set[str] = set()
     inside: set[str] = set()
     for line in lines:
-        normal = tokenizer.normalizer.normalize_str(line)  # type: ignore[union-attr]
-        counts.update(normal)
-        # Words of one character, which most of Chinese is, have nothing inside.
-        for word in normal.split():
-            if len(word) > 1:
-                inside.update(_inner_characters(word))
+        raw.update(line)
+        runs.update(_RUN.findall(line))
+        if len(runs) > _MAX_RUNS:
+            inside |= _inner_characters(runs, tokenizer)
+            runs.clear()
+    inside |= _inner_characters(runs, tokenizer)
+    counts: Counter[str] = Counter()
+    for letter, count in raw.items():  # BERT's normalizer works character by character
+        for normal in tokenizer.normalizer.normalize_str(letter):
+            counts[normal] += count
     letters, pieces = [], []
     for letter, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         cost = 2 if letter in inside else 1
@@ -194,11 +202,15 @@ def _choose_characters(lines: Iterable[str], tokenizer: "Tokenizer", room: int) 
     return sorted(letters), sorted(pieces)
 
 
-def _inner_characters(word: str) -> Iterator[str]:
-    """Characters that follow another within a word; punctuation is a word of its own."""
-    for before, letter in itertools.pairwise(word):
-        if not _is_punctuation(before) and not _is_punctuation(letter):
-            yield letter
+def _inner_characters(runs: Iterable[str], tokenizer: "Tokenizer") -> set[str]:
+    """Characters that follow another within a word of the runs; punctuation is a word of its own."""
+    inside: set[str] = set()
+    for run in runs:
+        for word in tokenizer.normalizer.normalize_str(run).split():
+            for before, letter in itertools.pairwise(word):
+                if letter not in inside and not _is_punctuation(before) and not _is_punctuation(letter):
+                    inside.add(letter)
+    return inside
 
 
 def _is_punctuation(letter: str) -> bool:

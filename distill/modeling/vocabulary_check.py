@@ -74,7 +74,9 @@ def _size_problems(model: ModelFiles) -> list[str]:
     if num_rows != num_tokens:
         problems.append(f"{num_rows:,} embedding rows for {num_tokens:,} tokens")
     if model.config["vocab_size"] != num_rows:
-        problems.append(f"config.json says vocab_size {model.config['vocab_size']:,}, the weights have {num_rows:,} rows")
+        problems.append(
+            f"config.json says vocab_size {model.config['vocab_size']:,}, the weights have {num_rows:,} rows"
+        )
     for name, tensor in model.token_rows().items():
         if len(tensor) != num_rows:
             problems.append(f"{name} has {len(tensor):,} rows, the word embeddings {num_rows:,}")
@@ -97,7 +99,8 @@ def missing_specials(model: ModelFiles) -> list[str]:
 def repair_vocabulary(folder: Path, output: Path, *, seed: int = 0) -> list[str]:
     """Writes the model with exactly one row for every token, and returns what was done; nothing to do writes nothing.
 
-    Rows that no token leads to go; tokens without row get the mean of their pieces' rows, or a random one.
+    Rows that no token leads to go; tokens without row get the mean of their pieces' rows, or a random one. A row
+    belongs to the token of its number: that vocab.txt is in another order than in training cannot be noticed.
 
     Raises:
         InputError: unreadable parts, or something is at the output.
@@ -137,13 +140,17 @@ def _describe_repair(model: ModelFiles, plan: RowPlan) -> list[str]:
     num_rows = len(model.embeddings)
     actions = []
     if num_rows > plan.num_shared:
-        actions.append(f"dropped {num_rows - plan.num_shared:,} of {num_rows:,} rows, which no token leads to")
+        actions.append(
+            f"kept the rows of {plan.num_shared:,} token ids, dropped {num_rows - plan.num_shared:,} that no token has"
+        )
     if plan.pieces:
         first = plan.tokens[next(iter(plan.pieces))]
         actions.append(f"added {len(plan.pieces):,} rows as the mean of their pieces, such as {first!r}")
     if plan.num_random:
         new = (i for i, source in enumerate(plan.sources) if source is None and i not in plan.pieces)
-        actions.append(f"added {plan.num_random:,} random rows, such as {plan.tokens[next(new)]!r}, which need training")
+        actions.append(
+            f"added {plan.num_random:,} random rows, such as {plan.tokens[next(new)]!r}, which need training"
+        )
     return actions
 
 
