@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from distill.cli_vocabulary import vocab_app
 from distill.errors import InputError
 
 LICENCE_NOTE = "LTP is free for universities and individual research, paid for companies; jieba and words need no LTP."
@@ -21,6 +22,7 @@ app = typer.Typer(
 )  # fmt: skip
 segmenter_app = typer.Typer(help="Word segmenters.", context_settings=SETTINGS)
 app.add_typer(segmenter_app, name="segmenter")
+app.add_typer(vocab_app, name="vocab")
 
 Text = Annotated[list[Path], typer.Option(help="text files, folders or glob patterns, one passage a line; repeatable")]
 Tokenizer = Annotated[str, typer.Option(help="folder with vocab.txt, or hub id")]
@@ -170,6 +172,32 @@ def models(
     from distill.modeling.comparison import comparison_table, shipped_configs
 
     typer.echo(comparison_table(configs or shipped_configs()))
+
+
+@app.command("inspect")
+def inspect_packed(
+    dataset: Annotated[Path, typer.Argument(help="packed dataset, or one of its splits")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="folder with vocab.txt, or hub id: the one it was packed with")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=0, help="rows to show")] = 5,
+    seed: Annotated[int, typer.Option(help="decides the rows and the masks")] = 0,
+    html: Annotated[Path | None, typer.Option(help="write the same as an HTML page into this file")] = None,
+) -> None:
+    """Show rows of a packed dataset with word borders and one draw of masks, and the statistics of its tokens."""
+    from rich.console import Console
+
+    from distill.corpus.inspection import inspect_dataset
+    from distill.corpus.inspection_page import write_page
+    from distill.corpus.inspection_terminal import print_inspection
+    from distill.modeling.models import find_model
+
+    folder = str(find_model(tokenizer, weights=False)) if tokenizer else None
+    inspection = inspect_dataset(dataset, folder, num_rows=n, seed=seed)
+    print_inspection(inspection, Console())
+    if html is not None:
+        write_page(inspection, html)
+        typer.echo(str(html))
 
 
 @app.command()
