@@ -18,6 +18,7 @@ from distill.errors import InputError
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Packing = Literal["chunks", "documents", "full_sentences", "doc_sentences", "lines"]
 
 # Two runs that differ only in these train the same models.
 OPERATIONAL_FIELDS = {"micro_batch_size", "save_every", "eval_every", "log_every"}
@@ -45,7 +46,12 @@ class Data(_Model):
         None, description='"ltp:DIR", "jieba", "words" or {"train": SEGMENTED_FILE}'
     )
     tokenizer: str | None = Field(None, description="tokenizer folder or hub id; default: the teacher's")
-    packing: Literal["chunks"] = Field("chunks", description="chunks: all text joined and cut every max_seq_length")
+    packing: Packing = Field(
+        "chunks",
+        description="chunks: all text joined and cut; documents: each by itself, cut every max_seq_length (UER); "
+        "full_sentences: as many whole lines as fit (RoBERTa); doc_sentences: the same within a document; "
+        "lines: a line a row",
+    )
     mask: Literal["whole_word", "token"] = Field("whole_word", description="what is masked together")
     mask_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.15, description="share of a row's tokens to predict"

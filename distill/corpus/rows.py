@@ -2,7 +2,7 @@
 
 Columns: input_ids [L] (uint16, int32 for vocabularies over 65,536 tokens), continuation [L] bool (the token continues
 the word of the one before), document_start [L] bool (a document begins here), length (int32, tokens before padding).
-`datasets.load_from_disk` opens such a folder. What goes into a row is decided in chunks.py.
+`datasets.load_from_disk` opens such a folder. What goes into a row is decided in layouts.py.
 """
 
 import hashlib
