@@ -41,10 +41,10 @@ def make_random_rows(num_rows, row_length, seed=0):
     return make_rows(words, row_length)
 
 
-def mask(rows, *, numbers=None, probability=0.15, whole_word=True, vocabulary=VOCABULARY):
+def mask(rows, *, numbers=None, probability=0.15, kind="whole_word", vocabulary=VOCABULARY):
     numbers = np.arange(len(rows[0])) if numbers is None else numbers
     random = sample_random(KEY, numbers, rows[0].shape[1])
-    return mask_rows(*rows, random=random, probability=probability, whole_word=whole_word, vocabulary=vocabulary)
+    return mask_rows(*rows, random=random, probability=probability, kind=kind, vocabulary=vocabulary)
 
 
 def choose_by_loop(input_ids, continuation, random, probability):
@@ -112,7 +112,7 @@ def test_whole_words_are_taken_or_left():
 
 def test_token_masking_splits_words():
     input_ids, continuation, length = make_random_rows(64, 128)
-    _, positions, _ = mask((input_ids, continuation, length), whole_word=False)
+    _, positions, _ = mask((input_ids, continuation, length), kind="token")
     chosen = np.zeros(input_ids.size, dtype=bool)
     chosen[positions] = True
     inside = continuation.ravel()[1:]
