@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from distill.errors import InputError
 
@@ -34,6 +34,17 @@ class TrainSegmenter(_Model):
     train: str = Field(description="text whose words are split by spaces, one sentence a line")
 
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class MaskSchedule(_Model):
+    """A share of masked tokens that changes over the steps of a stage; dev is always masked by `end`."""
+
+    start: Share = Field(description="share of a row's tokens at the first step")
+    end: Share = Field(description="share at the last step, and for dev")
+    schedule: Literal["linear", "cosine"] = Field("linear", description="how it gets there")
+
+
 class Data(_Model):
     """What a stage reads."""
 
@@ -52,10 +63,24 @@ class Data(_Model):
         "full_sentences: as many whole lines as fit (RoBERTa); doc_sentences: the same within a document; "
         "lines: a line a row",
     )
-    mask: Literal["whole_word", "token"] = Field("whole_word", description="what is masked together")
-    mask_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.15, description="share of a row's tokens to predict"
+    document_attention: bool = Field(
+        False, description="true: documents packed into one row do not see each other, and positions restart"
     )
+    mask: Literal["whole_word", "token", "span"] = Field(
+        "whole_word",
+        description="what is masked together; span: 1 to 10 tokens (SpanBERT); token and span need no segmenter",
+    )
+    mask_probability: Annotated[
+        Annotated[Share, Tag("(number)")] | Annotated[MaskSchedule, Tag("(schedule)")],
+        Discriminator(lambda value: "(schedule)" if isinstance(value, (dict, MaskSchedule)) else "(number)"),
+    ] = Field(0.15, description='share of a row\'s tokens to predict, or {"start": 0.3, "end": 0.15} over the steps')
+    static_masks: Positive | None = Field(
+        None, description="this many fixed masks a row, one an epoch in turn, as UER and BERT did; default: always new"
+    )
+
+    def final_mask_probability(self) -> float:
+        """The share of masked tokens at the last step."""
+        return self.mask_probability.end if isinstance(self.mask_probability, MaskSchedule) else self.mask_probability
 
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
@@ -65,6 +90,8 @@ class Data(_Model):
             raise ValueError('whole_word masking of raw text needs a \'segmenter\' (or "mask": "token")')
         if self.files is not None and "dev" in self.model_fields_set and self.dev != 0.005:
             raise ValueError("'dev' stands in the data JSON itself when 'files' is given")
+        if self.static_masks and isinstance(self.mask_probability, MaskSchedule):
+            raise ValueError("'static_masks' are fixed, so 'mask_probability' cannot change; give a number")
         return self
 
 
@@ -348,7 +375,7 @@ def _first_problem(error: ValidationError, raw: dict) -> str:
         at = loc.index("students")
         loc[at : at + 2] = [f"student '{loc[at + 1]}'"]
     known = {"data": Data}.get(str(loc[-2]) if len(loc) > 1 else "", None)
-    place = ", ".join(str(part) for part in loc if part not in ("list[str]", "str"))
+    place = ", ".join(str(part) for part in loc if part not in ("list[str]", "str", "(number)", "(schedule)"))
     if problem["type"] == "extra_forbidden":
         return f"{place}: unknown key{nearest(str(loc[-1]), known.model_fields) if known else ''}"
     message = problem["msg"].removeprefix("Value error, ")

@@ -94,7 +94,11 @@ class StepBatches(Dataset[list[MicroBatch]]):
             raise InputError(f"{rows.path}: empty, no rows to train on")
         self._rows, self._key = rows, sample_key(seed, "stage", stage)
         self._mask_key = self._key if static_masks is None else sample_key(seed, "stage", stage, "static masks")
-        self._making = {"vocabulary": vocabulary, "mask": mask, "document_attention": document_attention}
+        self._making: dict[str, Any] = {
+            "vocabulary": vocabulary,
+            "mask": mask,
+            "document_attention": document_attention,
+        }
         self._probability, self._static_masks = probability, static_masks
         self._located: tuple[range, Ints, Ints] = range(0), np.empty(0, np.int64), np.empty(0, np.int64)
         self._global_batch_size = global_batch_size
@@ -122,7 +126,9 @@ class StepBatches(Dataset[list[MicroBatch]]):
         known, epochs, row_numbers = self._located
         if not (known.start <= samples.start and samples.stop <= known.stop):
             known = range(samples.start, max(samples.stop, samples.start + _LOCATE_AHEAD))
-            epochs, row_numbers = locate_samples(np.arange(known.start, known.stop), rows=len(self._rows), key=self._key)
+            epochs, row_numbers = locate_samples(
+                np.arange(known.start, known.stop), rows=len(self._rows), key=self._key
+            )
             self._located = known, epochs, row_numbers
         part = slice(samples.start - known.start, samples.stop - known.start)
         return epochs[part], row_numbers[part]
@@ -148,7 +154,11 @@ class DevBatches(Dataset[MicroBatch]):
         document_attention: bool = False,
     ) -> None:
         self._rows, self._key = rows, sample_key(seed, "dev")
-        self._making = {"vocabulary": vocabulary, "mask": mask, "document_attention": document_attention}
+        self._making: dict[str, Any] = {
+            "vocabulary": vocabulary,
+            "mask": mask,
+            "document_attention": document_attention,
+        }
         self._probability = probability
         starts = range(0, len(rows), batch_size)[rank::world_size]
         self._samples = [range(start, min(start + batch_size, len(rows))) for start in starts]

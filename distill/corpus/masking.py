@@ -6,7 +6,8 @@
    less than the skipped word by then, so a few rounds of one word a row settle every row.
 4. Of the chosen tokens 80 % become [MASK], 10 % a random ordinary token, 10 % stay.
 
-Spans are chosen in spans.py. Where the random bits come from is in order.py. B sequences, L tokens, N masked tokens in the suffixes and shapes.
+Spans are chosen in spans.py. Where the random bits come from is in order.py. B sequences, L tokens, N masked tokens in
+the suffixes and shapes.
 """
 
 import re
