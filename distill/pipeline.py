@@ -173,7 +173,8 @@ def check_output_folder(recipe: Recipe) -> None:
     if not recorded_file.exists():
         return
     recorded = read_json(recorded_file)
-    before = {stage["name"]: stage for stage in recorded["stages"]}
+    # With defaults for fields that did not exist when it was written.
+    before = {stage["name"]: Stage.model_validate(stage).model_dump() for stage in recorded["stages"]}
     now = {stage.name: stage.model_dump() for stage in recipe.stages}
     for name, old in before.items():
         if name not in now:
