@@ -146,26 +146,28 @@ def _choose_words(maskable_BL: Bools, continuation: Bools | None, random: UInts,
     """Flat positions [N], ascending, of the tokens to mask: steps 2 and 3 of the module, for all rows at once."""
     starts, sizes = _find_words(maskable_BL, continuation)
     num_rows, row_length = random.shape
+    firsts = np.searchsorted(starts, np.arange(num_rows + 1) * row_length)  # every row begins with a word
+    num_words = np.diff(firsts)
+    columns = np.arange(num_words.max())
     low_bits = np.uint64(row_length.bit_length()) + _SIZE_BITS
-    words = np.flatnonzero(sizes)
-    word_starts = starts[words]
-    # One number a word: random bits, then its position, then its size, so that one plain (SIMD) sort orders all three.
-    keys = np.full(num_rows * row_length, _NO_WORD)
-    keys[word_starts] = (
-        (random.reshape(-1)[word_starts] >> low_bits << low_bits)
-        | ((word_starts % row_length).astype(np.uint64) << _SIZE_BITS)
-        | sizes[words].astype(np.uint64)
-    )
-    keys_BL = keys.reshape(num_rows, row_length)
-    keys_BL.sort(axis=1)
-    rows, columns = np.nonzero(_take_words((keys_BL & _SIZE_MASK).astype(np.uint8), budgets))
+    # A key a word: random bits, then its number in the row, then its size, so that one plain sort orders all three.
+    numbers = (random.reshape(-1)[starts] >> low_bits << low_bits) | sizes.astype(np.uint64)
+    numbers[sizes == 0] = _NO_WORD
+    keys_BW = np.full((num_rows, len(columns)), _NO_WORD)
+    keys_BW[columns < num_words[:, None]] = numbers
+    keys_BW |= columns.astype(np.uint64) << _SIZE_BITS
+    keys_BW.sort(axis=1)
+    taken = np.flatnonzero(_take_words((keys_BW & _SIZE_MASK).astype(np.uint8), budgets))
 
-    position_mask = (np.uint64(1) << low_bits) - np.uint64(1)
-    positions = ((keys_BL[rows, columns] & position_mask) >> _SIZE_BITS).astype(np.int64)
-    is_chosen_start = np.zeros(num_rows * row_length, dtype=bool)
-    is_chosen_start[rows * row_length + positions] = True
-    is_chosen = np.repeat(is_chosen_start[starts], np.diff(starts, append=maskable_BL.size))
-    return np.flatnonzero(is_chosen & maskable_BL.reshape(-1))
+    column_mask = (np.uint64(1) << low_bits) - np.uint64(1)
+    chosen_columns = ((keys_BW.reshape(-1)[taken] & column_mask) >> _SIZE_BITS).astype(np.int64)
+    is_chosen = np.zeros(len(starts), dtype=bool)
+    is_chosen[firsts[taken // len(columns)] + chosen_columns] = True
+    chosen = np.flatnonzero(is_chosen)
+    ends = np.append(starts[1:], maskable_BL.size)[chosen]
+    spans = ends - starts[chosen]
+    positions = np.arange(spans.sum()) + np.repeat(ends - np.cumsum(spans), spans)
+    return positions[maskable_BL.reshape(-1)[positions]]
 
 
 def _take_words(sizes_BW: NDArray[np.uint8], budgets: Ints) -> Bools:
@@ -181,8 +183,8 @@ def _take_words(sizes_BW: NDArray[np.uint8], budgets: Ints) -> Bools:
     taken[:, :window] = fits & (sizes_BW[:, :window] > 0)
     num_seen = fits.sum(axis=1)
     left = budgets - np.where(fits, sums, 0).max(axis=1)
-    columns = np.arange(sizes_BW.shape[1])
     rows = np.flatnonzero(left)
+    columns = np.arange(sizes_BW.shape[1])
     while rows.size:  # the next word of each row that fits
         sizes = sizes_BW[rows]
         fits = (sizes <= left[rows, None]) & (sizes > 0) & (columns >= num_seen[rows, None])
@@ -193,7 +195,7 @@ def _take_words(sizes_BW: NDArray[np.uint8], budgets: Ints) -> Bools:
         num_seen[rows] = first + 1
         left[rows] -= sizes_BW[rows, first]
         rows = rows[left[rows] > 0]
-    empty = np.flatnonzero(~taken.any(axis=1) & (sizes_BW > 0).any(axis=1))
+    empty = np.flatnonzero((left == budgets) & (sizes_BW > 0).any(axis=1))
     if empty.size:
         shortest = np.where(sizes_BW[empty] > 0, sizes_BW[empty], np.iinfo(np.uint8).max).argmin(axis=1)
         taken[empty, shortest] = True

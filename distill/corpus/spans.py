@@ -25,10 +25,9 @@ _CUMULATIVE = np.cumsum(GEOMETRIC_P * (1 - GEOMETRIC_P) ** np.arange(MAX_SPAN_TO
 _LENGTHS = (1 + np.searchsorted(_CUMULATIVE / _CUMULATIVE[-1], np.arange(2**16) / 2**16, side="right")).astype(
     np.uint64
 )
-_SHIFT_48 = np.uint64(48)
-_LENGTH = np.uint64(0x6C656E677468)
-_LENGTH_MASK = np.uint64(15)
-_NO_SPAN = np.uint64(2**64 - 1)
+_SHIFT_4, _SHIFT_32, _SHIFT_36, _SHIFT_48 = (np.uint64(bits) for bits in (4, 32, 36, 48))
+_LENGTH = np.uint64(0x6C656E677469)
+_NO_SPAN, _LENGTH_MASK = np.uint32(2**32 - 1), np.uint32(15)
 
 
 def choose_spans(maskable_BL: Bools, random: UInts, budgets: Ints) -> tuple[Ints, UInts]:
@@ -39,21 +38,20 @@ def choose_spans(maskable_BL: Bools, random: UInts, budgets: Ints) -> tuple[Ints
         budgets: [B] tokens to take, no more than the row has maskable ones (a row without any gets none).
     """
     row_length = random.shape[1]
-    low_bits = np.uint64(max(row_length.bit_length(), 4))  # hold a span's length - 1, and later a token's position
-    numbers = (random >> low_bits << low_bits) | (draw_lengths(random) - np.uint64(1))
+    # A span's number: 28 random bits, then its length - 1, in 32 bits since the loop below is all the time this takes.
+    numbers = ((random >> _SHIFT_36 << _SHIFT_4) | (draw_lengths(random) - np.uint64(1))).astype(np.uint32)
     numbers[~maskable_BL] = _NO_SPAN
     smallest, carried = numbers.copy(), numbers
     for distance in range(1, min(MAX_SPAN_TOKENS, row_length)):
-        carried = carried[:, :-1]
-        reaches = (carried != _NO_SPAN) & ((carried & _LENGTH_MASK) >= np.uint64(distance)) & maskable_BL[:, distance:]
-        carried = np.where(reaches, carried, _NO_SPAN)
+        reaches = (carried[:, :-1] & _LENGTH_MASK) >= np.uint32(distance)
+        reaches &= maskable_BL[:, distance:]
+        carried = np.where(reaches, carried[:, :-1], _NO_SPAN)
         np.minimum(smallest[:, distance:], carried, out=smallest[:, distance:])
-    spans = smallest >> low_bits
-    order = (spans << low_bits) | np.arange(row_length, dtype=np.uint64)
-    order[~maskable_BL] = _NO_SPAN
+    spans = smallest.astype(np.uint64)
+    order = (spans << _SHIFT_32) | np.arange(row_length, dtype=np.uint64)
     last = np.sort(order, axis=1)[np.arange(len(order)), np.minimum(budgets, row_length) - 1]
     positions = np.flatnonzero((order <= last[:, None]) & maskable_BL)
-    return positions, mix_bits(spans.reshape(-1)[positions])
+    return positions, mix_bits(spans.reshape(-1)[positions] * _LENGTH)
 
 
 def draw_lengths(random: UInts) -> UInts:
