@@ -87,7 +87,12 @@ def pack(
     max_seq_length: Annotated[int, typer.Option(min=8, help="tokens a row, [CLS] and [SEP] included")],
     output: Annotated[Path, typer.Option(help="folder below which the packed dataset goes")] = Path("saves/data"),
     segmenter: Annotated[str | None, typer.Option(help="for texts without reference file. " + SEGMENTER_HELP)] = None,
-    mask: Annotated[str, typer.Option(help="whole_word or token; token needs no references")] = "whole_word",
+    packing: Annotated[
+        str, typer.Option(help="chunks, documents, full_sentences, doc_sentences or lines; see docs of data.packing")
+    ] = "chunks",
+    mask: Annotated[
+        str, typer.Option(help="whole_word, token or span; the last two need no references")
+    ] = "whole_word",
     processes: Processes = os.cpu_count() or 1,
 ) -> None:
     """Pack text and references into a memory-mapped dataset, ahead of training."""
@@ -97,7 +102,7 @@ def pack(
     from distill.recipe import check_data_fields
 
     check_writable(output)
-    source = check_data_fields("pack", files=str(data), segmenter=segmenter, mask=mask)
+    source = check_data_fields("pack", files=str(data), segmenter=segmenter, mask=mask, packing=packing)
     check_data(source, where=str(data))
     packed = prepare_dataset(
         source, tokenizer=find_model(tokenizer, weights=False), max_seq_length=max_seq_length, folder=output,
