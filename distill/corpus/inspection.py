@@ -111,7 +111,7 @@ def show_rows(packed: PackedRows, table: TokenTable, *, num_rows: int, seed: int
     numbers = np.sort(permuted_row(positions, rows=len(packed), key=sample_key(seed, "inspect rows")))
     input_ids, continuation, length = packed.rows(numbers)
     masked_ids, chosen, _ = mask_rows(
-        input_ids, continuation, length, probability=MASK_PROBABILITY, whole_word=True, vocabulary=table.masks,
+        input_ids, continuation, length, probability=MASK_PROBABILITY, kind="whole_word", vocabulary=table.masks,
         random=sample_random(sample_key(seed, "inspect masks"), numbers, packed.max_seq_length),
     )  # fmt: skip
     is_chosen = np.zeros(input_ids.size, dtype=bool)
