@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from distill.cli_vocabulary import vocab_app
 from distill.errors import InputError
 
 LICENCE_NOTE = "LTP is free for universities and individual research, paid for companies; jieba and words need no LTP."
@@ -21,6 +22,7 @@ app = typer.Typer(
 )  # fmt: skip
 segmenter_app = typer.Typer(help="Word segmenters.", context_settings=SETTINGS)
 app.add_typer(segmenter_app, name="segmenter")
+app.add_typer(vocab_app, name="vocab")
 
 Text = Annotated[list[Path], typer.Option(help="text files, folders or glob patterns, one passage a line; repeatable")]
 Tokenizer = Annotated[str, typer.Option(help="folder with vocab.txt, or hub id")]
@@ -85,7 +87,12 @@ def pack(
     max_seq_length: Annotated[int, typer.Option(min=8, help="tokens a row, [CLS] and [SEP] included")],
     output: Annotated[Path, typer.Option(help="folder below which the packed dataset goes")] = Path("saves/data"),
     segmenter: Annotated[str | None, typer.Option(help="for texts without reference file. " + SEGMENTER_HELP)] = None,
-    mask: Annotated[str, typer.Option(help="whole_word or token; token needs no references")] = "whole_word",
+    packing: Annotated[
+        str, typer.Option(help="chunks, documents, full_sentences, doc_sentences or lines; see docs of data.packing")
+    ] = "chunks",
+    mask: Annotated[
+        str, typer.Option(help="whole_word, token or span; the last two need no references")
+    ] = "whole_word",
     processes: Processes = os.cpu_count() or 1,
 ) -> None:
     """Pack text and references into a memory-mapped dataset, ahead of training."""
@@ -95,7 +102,7 @@ def pack(
     from distill.recipe import check_data_fields
 
     check_writable(output)
-    source = check_data_fields("pack", files=str(data), segmenter=segmenter, mask=mask)
+    source = check_data_fields("pack", files=str(data), segmenter=segmenter, mask=mask, packing=packing)
     check_data(source, where=str(data))
     packed = prepare_dataset(
         source, tokenizer=find_model(tokenizer, weights=False), max_seq_length=max_seq_length, folder=output,
@@ -170,6 +177,32 @@ def models(
     from distill.modeling.comparison import comparison_table, shipped_configs
 
     typer.echo(comparison_table(configs or shipped_configs()))
+
+
+@app.command("inspect")
+def inspect_packed(
+    dataset: Annotated[Path, typer.Argument(help="packed dataset, or one of its splits")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="folder with vocab.txt, or hub id: the one it was packed with")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=0, help="rows to show")] = 5,
+    seed: Annotated[int, typer.Option(help="decides the rows and the masks")] = 0,
+    html: Annotated[Path | None, typer.Option(help="write the same as an HTML page into this file")] = None,
+) -> None:
+    """Show rows of a packed dataset with word borders and one draw of masks, and the statistics of its tokens."""
+    from rich.console import Console
+
+    from distill.corpus.inspection import inspect_dataset
+    from distill.corpus.inspection_page import write_page
+    from distill.corpus.inspection_terminal import print_inspection
+    from distill.modeling.models import find_model
+
+    folder = str(find_model(tokenizer, weights=False)) if tokenizer else None
+    inspection = inspect_dataset(dataset, folder, num_rows=n, seed=seed)
+    print_inspection(inspection, Console())
+    if html is not None:
+        write_page(inspection, html)
+        typer.echo(str(html))
 
 
 @app.command()

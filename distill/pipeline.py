@@ -159,7 +159,7 @@ def describe_plan(recipe: Recipe, cluster: Cluster, *, only_stage: str | None = 
 def describe_cost(plan: StagePlan, students: list[str]) -> list[str]:
     """Parameters, tokens, FLOPs and memory of a pass, from the configs alone."""
     stage, length = plan.stage, plan.stage.max_seq_length
-    share = stage.data.mask_probability
+    share = stage.data.final_mask_probability()
     counts = {name: count_parameters(plan.students[name].config).masked_lm for name in students}
     lines = [f"{name}: {count:,} parameters, matches: {len(plan.matches[name])}" for name, count in counts.items()]
     forward = flops_per_token(plan.teacher.config, length, head_share=share) if plan.teacher else 0.0

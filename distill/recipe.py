@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from distill.errors import InputError
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Packing = Literal["chunks", "documents", "full_sentences", "doc_sentences", "lines"]
 
 # Two runs that differ only in these train the same models.
 OPERATIONAL_FIELDS = {"micro_batch_size", "save_every", "eval_every", "log_every"}
@@ -37,6 +38,17 @@ class TrainSegmenter(_Model):
     train: str = Field(description="text whose words are split by spaces, one sentence a line")
 
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class MaskSchedule(_Model):
+    """A share of masked tokens that changes over the steps of a stage; dev is always masked by `end`."""
+
+    start: Share = Field(description="share of a row's tokens at the first step")
+    end: Share = Field(description="share at the last step, and for dev")
+    schedule: Literal["linear", "cosine"] = Field("linear", description="how it gets there")
+
+
 class Data(_Model):
     """What a stage reads."""
 
@@ -49,11 +61,30 @@ class Data(_Model):
         None, description='"ltp:DIR", "jieba", "words" or {"train": SEGMENTED_FILE}'
     )
     tokenizer: str | None = Field(None, description="tokenizer folder or hub id; default: the teacher's")
-    packing: Literal["chunks"] = Field("chunks", description="chunks: all text joined and cut every max_seq_length")
-    mask: Literal["whole_word", "token"] = Field("whole_word", description="what is masked together")
-    mask_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.15, description="share of a row's tokens to predict"
+    packing: Packing = Field(
+        "chunks",
+        description="chunks: all text joined and cut; documents: each by itself, cut every max_seq_length (UER); "
+        "full_sentences: as many whole lines as fit (RoBERTa); doc_sentences: the same within a document; "
+        "lines: a line a row",
     )
+    document_attention: bool = Field(
+        False, description="true: documents packed into one row do not see each other, and positions restart"
+    )
+    mask: Literal["whole_word", "token", "span"] = Field(
+        "whole_word",
+        description="what is masked together; span: 1 to 10 tokens (SpanBERT); token and span need no segmenter",
+    )
+    mask_probability: Annotated[
+        Annotated[Share, Tag("(number)")] | Annotated[MaskSchedule, Tag("(schedule)")],
+        Discriminator(lambda value: "(schedule)" if isinstance(value, (dict, MaskSchedule)) else "(number)"),
+    ] = Field(0.15, description='share of a row\'s tokens to predict, or {"start": 0.3, "end": 0.15} over the steps')
+    static_masks: Positive | None = Field(
+        None, description="this many fixed masks a row, one an epoch in turn, as UER and BERT did; default: always new"
+    )
+
+    def final_mask_probability(self) -> float:
+        """The share of masked tokens at the last step."""
+        return self.mask_probability.end if isinstance(self.mask_probability, MaskSchedule) else self.mask_probability
 
     @field_validator("segmenter", mode="before")
     @classmethod
@@ -79,6 +110,8 @@ class Data(_Model):
             raise ValueError('whole_word masking of raw text needs a \'segmenter\' (or "mask": "token")')
         if self.files is not None and "dev" in self.model_fields_set and self.dev != 0.005:
             raise ValueError("'dev' stands in the data JSON itself when 'files' is given")
+        if self.static_masks and isinstance(self.mask_probability, MaskSchedule):
+            raise ValueError("'static_masks' are fixed, so 'mask_probability' cannot change; give a number")
         return self
 
 
@@ -401,7 +434,7 @@ def _first_problem(error: ValidationError, raw: dict) -> str:
         at = loc.index("students")
         loc[at : at + 2] = [f"student '{loc[at + 1]}'"]
     known = {"data": Data}.get(str(loc[-2]) if len(loc) > 1 else "", None)
-    place = ", ".join(str(part) for part in loc if part not in ("list[str]", "str"))
+    place = ", ".join(str(part) for part in loc if part not in ("list[str]", "str", "(number)", "(schedule)"))
     if problem["type"] == "extra_forbidden":
         return f"{place}: unknown key{nearest(str(loc[-1]), known.model_fields) if known else ''}"
     message = problem["msg"].removeprefix("Value error, ")

@@ -44,7 +44,7 @@ def make_steps(rows, *, global_batch_size=12, micro_batch_size=4, rank=0, world_
         world_size=world_size,
         vocabulary=VOCABULARY,
         probability=0.15,
-        whole_word=True,
+        mask="whole_word",
     )
 
 
@@ -57,7 +57,7 @@ def make_dev(rows, *, batch_size=5, rank=0, world_size=1, seed=5):
         world_size=world_size,
         vocabulary=VOCABULARY,
         probability=0.15,
-        whole_word=True,
+        mask="whole_word",
     )
 
 

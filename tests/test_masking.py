@@ -41,10 +41,10 @@ def make_random_rows(num_rows, row_length, seed=0):
     return make_rows(words, row_length)
 
 
-def mask(rows, *, numbers=None, probability=0.15, whole_word=True, vocabulary=VOCABULARY):
+def mask(rows, *, numbers=None, probability=0.15, kind="whole_word", vocabulary=VOCABULARY):
     numbers = np.arange(len(rows[0])) if numbers is None else numbers
     random = sample_random(KEY, numbers, rows[0].shape[1])
-    return mask_rows(*rows, random=random, probability=probability, whole_word=whole_word, vocabulary=vocabulary)
+    return mask_rows(*rows, random=random, probability=probability, kind=kind, vocabulary=vocabulary)
 
 
 def choose_by_loop(input_ids, continuation, random, probability):
@@ -112,7 +112,7 @@ def test_whole_words_are_taken_or_left():
 
 def test_token_masking_splits_words():
     input_ids, continuation, length = make_random_rows(64, 128)
-    _, positions, _ = mask((input_ids, continuation, length), whole_word=False)
+    _, positions, _ = mask((input_ids, continuation, length), kind="token")
     chosen = np.zeros(input_ids.size, dtype=bool)
     chosen[positions] = True
     inside = continuation.ravel()[1:]
@@ -138,15 +138,19 @@ def test_every_place_of_a_row_is_chosen_equally_often():
     assert ((counts - expected) ** 2 / expected).sum() < 50 * 0.85 + 5 * np.sqrt(2 * 50)
 
 
-def test_eighty_ten_ten_over_100000_tokens():
+@pytest.mark.parametrize("kind, tolerance", [("whole_word", 0.006), ("token", 0.006), ("span", 0.012)])
+def test_eighty_ten_ten_over_100000_tokens(kind, tolerance):
+    """Four standard deviations; those of spans are twice as large, since the tokens of a span share their fate."""
     rows = make_random_rows(1600, 512)
-    masked_ids, positions, labels = mask(rows)
+    masked_ids, positions, labels = mask(rows, kind=kind)
     assert len(labels) > 100_000
+    maskable = (rows[0] >= 10).sum()
+    assert len(labels) / maskable == pytest.approx(0.15, abs=0.001)
     now = masked_ids.ravel()[positions]
     # A random token is the old one in 1 of 990 cases.
-    assert (now == MASK).mean() == pytest.approx(0.8, abs=0.006)
-    assert ((now != MASK) & (now != labels)).mean() == pytest.approx(0.1, abs=0.005)
-    assert (now == labels).mean() == pytest.approx(0.1, abs=0.005)
+    assert (now == MASK).mean() == pytest.approx(0.8, abs=tolerance)
+    assert ((now != MASK) & (now != labels)).mean() == pytest.approx(0.1, abs=tolerance)
+    assert (now == labels).mean() == pytest.approx(0.1, abs=tolerance)
 
 
 def test_random_tokens_are_ordinary_and_uniform():

@@ -96,7 +96,7 @@ def test_tail_is_padded_and_its_length_kept(pack):
     assert input_ids.tolist() == [[ID["[CLS]"], ID["天"], ID["气"], ID["[SEP]"], 0, 0, 0, 0]]
     assert length.tolist() == [4] and not continuation.any()
     assert info["train"] | {"fill_rate": 0} == {
-        "rows": 1, "tokens": 2, "documents": 1, "characters": 2, "unk_tokens": 0, "fill_rate": 0
+        "rows": 1, "tokens": 2, "documents": 1, "lines": 1, "characters": 2, "unk_tokens": 0, "fill_rate": 0
     }  # fmt: skip
     assert info["train"]["fill_rate"] == 0.5
 
@@ -193,6 +193,24 @@ def test_dev_fraction_takes_at_least_one_document_and_warns_when_that_is_much(pa
     assert "3 documents" in caplog.text
 
 
+@pytest.mark.parametrize("packing, rows", [
+    ("chunks", ["[CLS] |天 气 很 好 |我 们 [SEP]", "[CLS] 去 [SEP]"]),
+    ("documents", ["[CLS] |天 气 很 好 [SEP]", "[CLS] |我 们 去 [SEP]"]),
+    ("full_sentences", ["[CLS] |天 气 [SEP] 很 好 [SEP]", "[CLS] |我 们 去 [SEP]"]),
+    ("doc_sentences", ["[CLS] |天 气 [SEP] 很 好 [SEP]", "[CLS] |我 们 去 [SEP]"]),
+    ("lines", ["[CLS] |天 气 [SEP]", "[CLS] 很 好 [SEP]", "[CLS] |我 们 去 [SEP]"]),
+])  # fmt: skip
+def test_packing_kind_decides_the_rows(pack, packing, rows):
+    info, output = pack("天气\n很好\n\n我们去\n", packing=packing)
+    assert texts_of(output) == rows
+    assert (info["packing"], info["train"]["documents"], info["train"]["lines"]) == (packing, 2, 3)
+
+
+def test_a_document_a_line_without_blank_lines_is_warned_of(pack, caplog):
+    pack("天气\n" * 100, packing="documents")
+    assert "100 lines make only 1 documents" in caplog.text
+
+
 def test_commonest_token_is_counted_in_train_and_scored_on_dev(pack):
     info, output = pack("天天天气猫猫猫猫猫\n", dev=["天气气气\n"])
     assert info["most_common_token"] == {"id": ID["天"], "token": "天", "train_share": 0.75, "dev_share": 0.25}
@@ -245,7 +263,7 @@ def test_large_vocabulary_takes_wider_ids(pack, tmp_path):
         (["天\n"], {"dev": 0.5}, "has only one; name dev files"),
         (["天\n"], {"dev": 1.5}, "1.5 is no fraction"),
         (["天\n"], {"max_seq_length": 7}, "max_seq_length: 7 is too short"),
-        (["天\n"], {"packing": "chunk"}, "packing: unknown kind 'chunk'; there is chunks"),
+        (["天\n"], {"packing": "chunk"}, "packing: unknown kind 'chunk'; there is chunks, documents, full"),
         ([("天气\n好\n", "[2]\n[2]\n")], {}, r"_ref.txt: position 2 for line 2 of .*[.]txt, which has 1 tokens"),
         ([("天\n\n气好\n", "[]\n[5]\n")], {}, r"_ref.txt: position 5 for line 3 of .*[.]txt"),
         ([("天\n\n气好\n", "[]\n[2]\n[]\n")], {}, r"_ref.txt: line 2 has positions, but line 2 of .* is blank"),

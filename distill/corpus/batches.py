@@ -2,9 +2,13 @@
 
 Item k of StepBatches is optimiser step k. A torch DataLoader with batch_size=None and `sampler=range(first_step, end)`
 runs it in worker processes; their number changes nothing, because order.py decides everything from the sample number.
+
+With `document_attention` the batch says which document of its row each token belongs to, so that the encoder can keep
+them apart (training/objective.py), and positions restart at each document.
 B sequences, L tokens, N masked tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -21,6 +25,9 @@ from distill.errors import InputError
 
 Ints = NDArray[np.int64]
 
+# Locating samples costs 0.1 to 0.5 ms however few they are, so it is done for this many in a row.
+_LOCATE_AHEAD = 4096
+
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
@@ -33,6 +40,8 @@ class MicroBatch:
     lengths: Tensor  # [B] tokens before the padding
     num_tokens: int  # sum of lengths
     samples: range  # sample numbers (for development: rows), for error messages
+    document_ids: Tensor | None = None  # [B, L] attend within equal numbers only; None = within the whole row
+    position_ids: Tensor | None = None  # [B, L] from 0 in each document; None = from 0 in the row
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "MicroBatch":
         """The same batch on another device."""
@@ -66,9 +75,17 @@ class StepBatches(Dataset[list[MicroBatch]]):
         rank: int,
         world_size: int,
         vocabulary: MaskVocabulary,
-        probability: float,
-        whole_word: bool,
+        probability: float | Callable[[int], float],
+        mask: str,
+        static_masks: int | None = None,
+        document_attention: bool = False,
     ) -> None:
+        """
+        Args:
+            probability: share of the tokens to mask, or a function from the optimiser step (from 0) to it.
+            mask: kind of masking.py.
+            static_masks: so many masks a row, taken in turn epoch by epoch; None = another for every sample.
+        """
         if global_batch_size < world_size:
             raise InputError(
                 f"global_batch_size: {global_batch_size} sequences cannot be dealt to {world_size} processes; raise it"
@@ -76,7 +93,14 @@ class StepBatches(Dataset[list[MicroBatch]]):
         if not len(rows):
             raise InputError(f"{rows.path}: empty, no rows to train on")
         self._rows, self._key = rows, sample_key(seed, "stage", stage)
-        self._masking = {"vocabulary": vocabulary, "probability": probability, "whole_word": whole_word}
+        self._mask_key = self._key if static_masks is None else sample_key(seed, "stage", stage, "static masks")
+        self._making: dict[str, Any] = {
+            "vocabulary": vocabulary,
+            "mask": mask,
+            "document_attention": document_attention,
+        }
+        self._probability, self._static_masks = probability, static_masks
+        self._located: tuple[range, Ints, Ints] = range(0), np.empty(0, np.int64), np.empty(0, np.int64)
         self._global_batch_size = global_batch_size
         first, last = (global_batch_size * r // world_size for r in (rank, rank + 1))
         largest_part = -(-global_batch_size // world_size)
@@ -85,12 +109,29 @@ class StepBatches(Dataset[list[MicroBatch]]):
 
     def __getitem__(self, step: int) -> list[MicroBatch]:
         first = step * self._global_batch_size
-        return [self._load(range(first + a, first + b)) for a, b in zip(self._bounds, self._bounds[1:], strict=False)]
+        probability = self._probability(step) if callable(self._probability) else self._probability
+        bounds = zip(self._bounds, self._bounds[1:], strict=False)
+        return [self._load(range(first + a, first + b), probability) for a, b in bounds]
 
-    def _load(self, samples: range) -> MicroBatch:
-        numbers = np.arange(samples.start, samples.stop)
-        _, row_numbers = locate_samples(numbers, rows=len(self._rows), key=self._key)
-        return _make_batch(self._rows, row_numbers, samples, key=self._key, **self._masking)
+    def _load(self, samples: range, probability: float) -> MicroBatch:
+        epochs, row_numbers = self._locate(samples)
+        draws = np.arange(samples.start, samples.stop)
+        if self._static_masks is not None:
+            draws = row_numbers * self._static_masks + epochs % self._static_masks
+        random = sample_random(self._mask_key, draws, self._rows.max_seq_length)
+        return _make_batch(self._rows, row_numbers, samples, random=random, probability=probability, **self._making)
+
+    def _locate(self, samples: range) -> tuple[Ints, Ints]:
+        """Epoch and row of each sample."""
+        known, epochs, row_numbers = self._located
+        if not (known.start <= samples.start and samples.stop <= known.stop):
+            known = range(samples.start, max(samples.stop, samples.start + _LOCATE_AHEAD))
+            epochs, row_numbers = locate_samples(
+                np.arange(known.start, known.stop), rows=len(self._rows), key=self._key
+            )
+            self._located = known, epochs, row_numbers
+        part = slice(samples.start - known.start, samples.stop - known.start)
+        return epochs[part], row_numbers[part]
 
 
 class DevBatches(Dataset[MicroBatch]):
@@ -109,10 +150,16 @@ class DevBatches(Dataset[MicroBatch]):
         world_size: int,
         vocabulary: MaskVocabulary,
         probability: float,
-        whole_word: bool,
+        mask: str,
+        document_attention: bool = False,
     ) -> None:
         self._rows, self._key = rows, sample_key(seed, "dev")
-        self._masking = {"vocabulary": vocabulary, "probability": probability, "whole_word": whole_word}
+        self._making: dict[str, Any] = {
+            "vocabulary": vocabulary,
+            "mask": mask,
+            "document_attention": document_attention,
+        }
+        self._probability = probability
         starts = range(0, len(rows), batch_size)[rank::world_size]
         self._samples = [range(start, min(start + batch_size, len(rows))) for start in starts]
 
@@ -122,16 +169,34 @@ class DevBatches(Dataset[MicroBatch]):
     def __getitem__(self, index: int) -> MicroBatch:
         samples = self._samples[index]
         row_numbers = np.arange(samples.start, samples.stop)
-        return _make_batch(self._rows, row_numbers, samples, key=self._key, **self._masking)
+        random = sample_random(self._key, row_numbers, self._rows.max_seq_length)
+        return _make_batch(
+            self._rows, row_numbers, samples, random=random, probability=self._probability, **self._making
+        )
 
 
-def _make_batch(rows: PackedRows, row_numbers: Ints, samples: range, *, key: int, **masking: Any) -> MicroBatch:
-    """Rows with the masks of the given sample numbers."""
+def _make_batch(
+    rows: PackedRows,
+    row_numbers: Ints,
+    samples: range,
+    *,
+    random: NDArray[np.uint64],
+    probability: float,
+    vocabulary: MaskVocabulary,
+    mask: str,
+    document_attention: bool,
+) -> MicroBatch:
+    """Rows, masked as their random bits [B, L] say."""
     input_ids, continuation, length = rows.rows(row_numbers)
-    random = sample_random(key, np.arange(samples.start, samples.stop), input_ids.shape[1])
-    masked_ids, masked_positions, labels = mask_rows(input_ids, continuation, length, random=random, **masking)
+    masked_ids, masked_positions, labels = mask_rows(
+        input_ids, continuation, length, random=random, probability=probability, kind=mask, vocabulary=vocabulary
+    )
     lengths = torch.from_numpy(length)
     is_full = bool((length == input_ids.shape[1]).all())
+    document_ids = position_ids = None
+    if document_attention:
+        documents = rows.document_ids(row_numbers)
+        document_ids, position_ids = torch.from_numpy(documents), torch.from_numpy(_restart_positions(documents))
     return MicroBatch(
         input_ids=torch.from_numpy(masked_ids),
         attention_mask=None if is_full else (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
@@ -140,4 +205,13 @@ def _make_batch(rows: PackedRows, row_numbers: Ints, samples: range, *, key: int
         lengths=lengths,
         num_tokens=int(length.sum()),
         samples=samples,
+        document_ids=document_ids,
+        position_ids=position_ids,
     )
+
+
+def _restart_positions(document_ids: Ints) -> Ints:
+    """Position of each token in its document of the row, from 0."""
+    columns = np.arange(document_ids.shape[1])
+    begins = np.diff(document_ids, axis=1, prepend=document_ids[:, :1]) > 0
+    return columns - np.maximum.accumulate(np.where(begins, columns, 0), axis=1)

@@ -2,7 +2,7 @@
 
 1. source.py reads the text once to count lines and documents; the documents for development are chosen by number.
 2. source.py reads it again in batches, tokenizing.py tokenises them in several processes and hands them back in order.
-3. Here the tokens are dealt to the splits, and chunks.py joins those of a split to rows.
+3. Here the tokens are dealt to the splits, and packer.py makes rows of those of a split, as layouts.py says.
 4. rows.py writes them to a folder beside the output, which gets its name when all is done: it is whole or absent.
 
 The result depends on the text, the tokenizer and the settings, not on the number of processes.
@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.corpus.chunks import ChunkPacker
+from distill.corpus.layouts import LAYOUTS
 from distill.corpus.masking import MaskVocabulary
 from distill.corpus.order import permuted_row, sample_key
+from distill.corpus.packer import Packer
 from distill.corpus.rows import PackedRows, RowWriter
 from distill.corpus.source import Source, iter_batches, scan_sources
 from distill.corpus.tokenizing import LineBatch, TokenizedLines, load_tokenizer, tokenize_in_order
@@ -35,7 +36,6 @@ __all__ = ["PackedRows", "data_hash", "pack_corpus"]
 
 logger = logging.getLogger(__name__)
 
-PACKINGS = ("chunks",)
 # Part of every data hash: raise it when the same input gives other rows.
 FORMAT_VERSION = 1
 _MIN_SEQ_LENGTH = 8
@@ -62,6 +62,7 @@ def pack_corpus(
     word that a row's border cuts counts as two.
 
     Args:
+        packing: a kind of layouts.py.
         train, dev: (text file, reference file or None); without reference only '##' pieces continue words. dev may be
             the fraction of train's documents to set apart (at least one), or 0 or empty for none.
         output: must not exist.
@@ -78,7 +79,9 @@ def pack_corpus(
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     with ExitStack() as on_exit:
         on_exit.callback(shutil.rmtree, partial, ignore_errors=True)
-        packers = _open_packers(partial, tokenizer, max_seq_length, splits=("train", "dev") if dev else ("train",))
+        packers = _open_packers(
+            partial, tokenizer, max_seq_length, packing=packing, splits=("train", "dev") if dev else ("train",)
+        )
         for packer in packers.values():
             on_exit.callback(packer.writer.abort)
         backend = tokenizer.backend_tokenizer.to_str()
@@ -94,17 +97,20 @@ def pack_corpus(
         (partial / "info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
         partial.rename(output)
     _warn_of_uneven_split(info, dev)
+    _warn_of_missing_borders(info, len(train))
     return info
 
 
 def _open_packers(
-    folder: Path, tokenizer: "BertTokenizer", max_seq_length: int, *, splits: Sequence[str]
-) -> dict[str, ChunkPacker]:
+    folder: Path, tokenizer: "BertTokenizer", max_seq_length: int, *, packing: str, splits: Sequence[str]
+) -> dict[str, Packer]:
     frame_ids = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     return {
-        split: ChunkPacker(
-            RowWriter(folder / split, max_seq_length=max_seq_length, vocab_size=vocab_size), frame_ids=frame_ids
+        split: Packer(
+            RowWriter(folder / split, max_seq_length=max_seq_length, vocab_size=vocab_size),
+            packing=packing,
+            frame_ids=frame_ids,
         )
         for split in splits
     }
@@ -144,8 +150,8 @@ def _hash_file(path: Path | None) -> str | None:
 def _check_settings(max_seq_length: int, packing: str, dev: Files | float, output: Path) -> None:
     if max_seq_length < _MIN_SEQ_LENGTH:
         raise InputError(f"max_seq_length: {max_seq_length} is too short, at least {_MIN_SEQ_LENGTH} tokens are needed")
-    if packing not in PACKINGS:
-        raise InputError(f"packing: unknown kind {packing!r}; there is {', '.join(PACKINGS)}")
+    if packing not in LAYOUTS:
+        raise InputError(f"packing: unknown kind {packing!r}; there is {', '.join(LAYOUTS)}")
     if isinstance(dev, (int, float)) and not 0 <= dev < 1:
         raise InputError(f"dev: {dev} is no fraction of the documents; give a number from 0 to below 1, or dev files")
     if output.exists():
@@ -179,8 +185,10 @@ def _name_first(files: Files) -> str:
     return f" ({files[0][0]}{', ...' if len(files) > 1 else ''})" if files else ""
 
 
-def _pack_batch(batch: LineBatch, tokens: TokenizedLines, is_dev: Bools, packers: dict[str, ChunkPacker]) -> None:
+def _pack_batch(batch: LineBatch, tokens: TokenizedLines, is_dev: Bools, packers: dict[str, Packer]) -> None:
     characters = np.fromiter(map(len, batch.lines), dtype=np.int64, count=len(batch.lines))
+    line_start = np.zeros(len(tokens.input_ids), dtype=bool)
+    line_start[(np.cumsum(tokens.num_tokens) - tokens.num_tokens)[tokens.num_tokens > 0]] = True
     for split, packer in packers.items():
         lines = is_dev if split == "dev" else ~is_dev
         if lines.any():
@@ -189,11 +197,12 @@ def _pack_batch(batch: LineBatch, tokens: TokenizedLines, is_dev: Bools, packers
                 tokens.input_ids[picked],
                 tokens.continuation[picked],
                 np.repeat(batch.documents[lines], tokens.num_tokens[lines]),
+                line_start=line_start[picked],
                 num_characters=int(characters[lines].sum()),
             )
 
 
-def _describe(packers: dict[str, ChunkPacker], tokenizer: "BertTokenizer") -> dict[str, Any]:
+def _describe(packers: dict[str, Packer], tokenizer: "BertTokenizer") -> dict[str, Any]:
     """Counts of each split, and the commonest maskable token of train with its share of each split's maskable tokens.
 
     Its share of dev is what guessing it everywhere would score there.
@@ -222,4 +231,16 @@ def _warn_of_uneven_split(info: dict[str, Any], dev: Files | float) -> None:
             "dev: %.1f %% of the tokens were set apart where %.1f %% were asked, since the text has only %d documents; "
             "blank lines between documents, or dev files, give a better split",
             100 * share, 100 * dev, info["dev"]["documents"] + info["train"]["documents"],
+        )  # fmt: skip
+
+
+def _warn_of_missing_borders(info: dict[str, Any], num_files: int) -> None:
+    """UER's corpora have a document a line and no blank lines; read our way, each file would be one document."""
+    documents, lines = (sum(info[split][what] for split in ("train", "dev") if split in info)
+                        for what in ("documents", "lines"))  # fmt: skip
+    if info["packing"] in ("documents", "doc_sentences") and documents <= num_files and lines >= 100 * documents:
+        logger.warning(
+            "packing %s: %d lines make only %d documents, since no blank line parts them; if every line is a document, "
+            "put blank lines between them, or take packing lines",
+            info["packing"], lines, documents,
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 Columns: input_ids [L] (uint16, int32 for vocabularies over 65,536 tokens), continuation [L] bool (the token continues
 the word of the one before), document_start [L] bool (a document begins here), length (int32, tokens before padding).
-`datasets.load_from_disk` opens such a folder. What goes into a row is decided in chunks.py.
+`datasets.load_from_disk` opens such a folder. What goes into a row is decided in layouts.py.
 """
 
 import hashlib
@@ -114,7 +114,10 @@ class PackedRows:
         self._ends = np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64)
         self._starts = self._ends - np.array([len(chunk) for chunk in chunks], dtype=np.int64)
         self._input_ids = [c.flatten().to_numpy().reshape(-1, self.max_seq_length) for c in chunks]
-        self._continuation = [_bit_buffer(chunk.flatten()) for chunk in table.column("continuation").chunks]
+        self._bits = {
+            name: [_bit_buffer(chunk.flatten()) for chunk in table.column(name).chunks]
+            for name in ("continuation", "document_start")
+        }
         self._length = [chunk.to_numpy() for chunk in table.column("length").chunks]
 
     def __len__(self) -> int:
@@ -128,27 +131,44 @@ class PackedRows:
 
     def rows(self, indices: Ints) -> tuple[Ints, Bools, Ints]:
         """input_ids [B, L], continuation [B, L] and length [B] of the rows, in the order asked, with repeats."""
+        chunks, local = self._locate(indices)
+        input_ids = np.empty((len(chunks), self.max_seq_length), dtype=np.int64)
+        length = np.empty(len(chunks), dtype=np.int64)
+        for i, (chunk, row) in enumerate(zip(chunks, local, strict=True)):
+            input_ids[i] = self._input_ids[chunk][row]
+            length[i] = self._length[chunk][row]
+        return input_ids, self._read_bits("continuation", chunks, local), length
+
+    def document_ids(self, indices: Ints) -> Ints:
+        """[B, L]: which document of its row a token belongs to, counted from 0.
+
+        [CLS] belongs to the first, the last [SEP] and the padding to the last document.
+        """
+        starts = self._read_bits("document_start", *self._locate(indices))
+        starts[:, :2] = False  # the row's first document, behind [CLS] or not
+        return starts.cumsum(axis=1)
+
+    def _locate(self, indices: Ints) -> tuple[list[int], list[int]]:
+        """Record batch of each row, and its number there."""
         indices = np.asarray(indices, dtype=np.int64)
         if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"{self.path}: rows {indices.min()} to {indices.max()} asked, there are {len(self)}")
         chunks = np.searchsorted(self._ends, indices, side="right")
-        local = indices - self._starts[chunks]
-        input_ids = np.empty((len(indices), self.max_seq_length), dtype=np.int64)
-        length = np.empty(len(indices), dtype=np.int64)
+        return chunks.tolist(), (indices - self._starts[chunks]).tolist()
+
+    def _read_bits(self, column: str, chunks: list[int], local: list[int]) -> Bools:
         # One byte more than a row fills: a row may begin inside a byte.
-        packed = np.zeros((len(indices), self.max_seq_length // 8 + 2), dtype=np.uint8)
-        shifts = np.empty(len(indices), dtype=np.int64)
-        for i, (chunk, row) in enumerate(zip(chunks.tolist(), local.tolist(), strict=True)):
-            input_ids[i] = self._input_ids[chunk][row]
-            length[i] = self._length[chunk][row]
-            buffer, first_bit = self._continuation[chunk]
+        packed = np.zeros((len(chunks), self.max_seq_length // 8 + 2), dtype=np.uint8)
+        shifts = np.empty(len(chunks), dtype=np.int64)
+        for i, (chunk, row) in enumerate(zip(chunks, local, strict=True)):
+            buffer, first_bit = self._bits[column][chunk]
             byte, shifts[i] = divmod(first_bit + row * self.max_seq_length, 8)
             part = buffer[byte : byte + packed.shape[1]]
             packed[i, : len(part)] = part
         bits = np.unpackbits(packed, axis=1, bitorder="little").view(bool)
         if shifts.any():
-            return input_ids, np.take_along_axis(bits, shifts[:, None] + np.arange(self.max_seq_length), axis=1), length
-        return input_ids, bits[:, : self.max_seq_length], length
+            return np.take_along_axis(bits, shifts[:, None] + np.arange(self.max_seq_length), axis=1)
+        return bits[:, : self.max_seq_length]
 
 
 def _bit_buffer(flags: "pa.BooleanArray") -> tuple[NDArray[np.uint8], int]:

@@ -1,7 +1,7 @@
 """Lines of text -> token ids and one continuation bit a token, in several processes, in the order of the lines.
 
 The tokenizer is the Rust one behind transformers' BertTokenizer. Worker processes rebuild it from its JSON, so that
-they import neither transformers nor torch. How lines become documents is in source.py, tokens rows in chunks.py.
+they import neither transformers nor torch. How lines become documents is in source.py, tokens rows in packer.py.
 """
 
 import itertools

@@ -14,7 +14,7 @@ def model_card(name: str, stage: Mapping[str, Any], recipe: Mapping[str, Any]) -
         ("stage", stage["name"]),
         ("training", f"{length} of {stage['global_batch_size']:,} sequences of {stage['max_seq_length']} tokens"),
         ("learning rate", f"{student['learning_rate']:g}, {student['scheduler']}, warm-up {student['warmup_ratio']:g}"),
-        ("masking", f"{stage['data']['mask']}, {stage['data']['mask_probability']:g} of the tokens"),
+        ("masking", _describe_masking(stage["data"])),
         ("seed", stage["seed"]),
     ]
     if teacher:
@@ -48,3 +48,11 @@ model = BertForMaskedLM.from_pretrained("{name}")
 pipeline("fill-mask", model=model, tokenizer=tokenizer)
 ```
 """
+
+
+def _describe_masking(data: Mapping[str, Any]) -> str:
+    share = data["mask_probability"]
+    if isinstance(share, Mapping):
+        return f"{data['mask']}, {share['start']:g} to {share['end']:g} of the tokens ({share['schedule']})"
+    copies = f", {data['static_masks']} fixed masks a row" if data["static_masks"] else ""
+    return f"{data['mask']}, {share:g} of the tokens{copies}"

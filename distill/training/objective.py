@@ -76,7 +76,8 @@ def encode(model: BertForMaskedLM, batch: MicroBatch, needs: Needs) -> Features:
     """Runs an encoder on a micro-batch; the prediction head sees the masked positions only."""
     outputs = model.bert(
         batch.input_ids,
-        attention_mask=batch.attention_mask,
+        attention_mask=_attention_mask(model, batch),
+        position_ids=batch.position_ids,
         output_hidden_states=sorted(needs.hidden) if needs.hidden else False,
         output_attentions=needs.attention,
     )
@@ -89,6 +90,20 @@ def encode(model: BertForMaskedLM, batch: MicroBatch, needs: Needs) -> Features:
     if needs.attention and not attention:
         raise RuntimeError("attention matrices are missing; the model must be loaded with attention='eager'")
     return Features(hidden, attention, logits)
+
+
+def _attention_mask(model: BertForMaskedLM, batch: MicroBatch) -> Tensor | None:
+    """[B, L], or [B, 1, L, L] where documents are kept apart; padding, as a query, sees its row's last document."""
+    ids = batch.document_ids
+    if ids is None:
+        return batch.attention_mask
+    sees = ids[:, None, :, None] == ids[:, None, None, :]
+    if batch.attention_mask is not None:
+        sees &= batch.attention_mask[:, None, None, :].bool()
+    if model.config._attn_implementation != "eager":
+        return sees
+    # transformers' eager attention adds a ready-made mask as it is, so that True would count as 1.
+    return torch.zeros(sees.shape, device=sees.device).masked_fill_(~sees, torch.finfo(torch.float16).min)
 
 
 class Objective(nn.Module):

@@ -1,7 +1,8 @@
 """One stage on one process: loads what it needs, runs the loop, evaluates, saves, and leaves finished model folders."""
 
+import functools
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from transformers import BertForMaskedLM
 from distill.corpus.batches import DevBatches, MicroBatch, StepBatches
 from distill.corpus.masking import MaskVocabulary
 from distill.corpus.packing import PackedRows
+from distill.corpus.schedule import scheduled_probability
 from distill.modeling.initialise import copy_layers
 from distill.modeling.models import build_model, has_head, load_config, load_masked_lm, load_tokenizer, save_model
-from distill.recipe import Stage, Student
+from distill.recipe import MaskSchedule, Stage, Student
 from distill.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from distill.training.evaluate import evaluate_masked_lm
 from distill.training.loop import StageStopped, StepReport, TeacherPass, TrainingFailed, run_steps
@@ -239,13 +241,23 @@ def _load_steps(
     batches = StepBatches(
         rows, seed=stage.seed, stage=stage.name, global_batch_size=stage.global_batch_size,
         micro_batch_size=stage.rows_per_forward(), rank=processes.rank, world_size=processes.world_size,
-        vocabulary=vocabulary, probability=stage.data.mask_probability, whole_word=stage.data.mask == "whole_word",
+        vocabulary=vocabulary, probability=_mask_probability(stage, steps), mask=stage.data.mask,
+        static_masks=stage.data.static_masks, document_attention=stage.data.document_attention,
     )  # fmt: skip
     on_gpu = processes.device.type == "cuda"
     return iter(
         DataLoader(batches, batch_size=None, sampler=range(first_step, steps), num_workers=2 if on_gpu else 0,
                    pin_memory=on_gpu)
     )  # fmt: skip
+
+
+def _mask_probability(stage: Stage, steps: int) -> float | Callable[[int], float]:
+    """The share of masked tokens, or a function from the step to it."""
+    share = stage.data.mask_probability
+    if not isinstance(share, MaskSchedule):
+        return share
+    # A partial of a function travels to the loader's workers, however they are started.
+    return functools.partial(scheduled_probability, steps=steps, start=share.start, end=share.end, shape=share.schedule)
 
 
 def _dev_batches(
@@ -261,8 +273,9 @@ def _dev_batches(
         rank=processes.rank,
         world_size=processes.world_size,
         vocabulary=vocabulary,
-        probability=stage.data.mask_probability,
-        whole_word=stage.data.mask == "whole_word",
+        probability=stage.data.final_mask_probability(),
+        mask=stage.data.mask,
+        document_attention=stage.data.document_attention,
     )
     return [batches[i] for i in range(len(batches))]
 

@@ -1,0 +1,152 @@
+"""A look into a packed dataset: some rows with their words and one draw of masks, and statistics of all.
+
+The statistics are in statistics.py; how it is shown in inspection_terminal.py and inspection_page.py. B rows, L tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.corpus.masking import mask_rows
+from distill.corpus.order import permuted_row, sample_key, sample_random
+from distill.corpus.rows import PackedRows
+from distill.corpus.statistics import Statistics, TokenTable, count_statistics
+from distill.corpus.tokenizing import load_tokenizer
+from distill.errors import InputError
+from distill.recipe import read_json
+
+Fate = Literal["plain", "special", "unknown", "masked", "replaced", "kept"]
+MASK_PROBABILITY = 0.15
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ShownToken:
+    """One token of a row."""
+
+    text: str
+    """Without '##'."""
+    fate: Fate
+    replacement: str | None
+    """What a replaced token became."""
+    starts_word: bool
+    starts_document: bool
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """One row without its padding."""
+
+    number: int
+    tokens: list[ShownToken]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `distill inspect` shows."""
+
+    dataset: str
+    split: str
+    """Where the rows are from."""
+    rows: list[ShownRow]
+    statistics: dict[str, Statistics]
+    """By split."""
+
+
+def inspect_dataset(dataset: Path, tokenizer: str | None, *, num_rows: int = 5, seed: int = 0) -> Inspection:
+    """Rows drawn by `seed`, with whole-word masks drawn by it, and the statistics of every split.
+
+    Args:
+        dataset: a folder with train and dev, or one of these.
+        tokenizer: folder of the tokenizer that it was packed with; None if the dataset's info.json names it.
+    Raises:
+        InputError: no dataset there, no tokenizer, or one that the dataset was not packed with.
+    """
+    splits, info = _find_splits(dataset)
+    folder = tokenizer or info.get("tokenizer")
+    if not isinstance(folder, str):
+        raise InputError(f"{dataset}: does not name its tokenizer; give the one it was packed with as --tokenizer")
+    table = TokenTable(load_tokenizer(folder))
+    _check_tokenizer(info, table, folder)
+    packed = {name: PackedRows(path) for name, path in splits.items()}
+    statistics = {name: count_statistics(rows, table, folder) for name, rows in packed.items()}
+    first = next(iter(packed))
+    return Inspection(str(dataset), first, show_rows(packed[first], table, num_rows=num_rows, seed=seed), statistics)
+
+
+def _find_splits(dataset: Path) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Folder of each split, train first, and what info.json says."""
+    if (dataset / "state.json").is_file():
+        info = dataset.parent / "info.json"
+        return {dataset.name: dataset}, read_json(info) if info.is_file() else {}
+    found = {name: dataset / name for name in ("train", "dev") if (dataset / name / "state.json").is_file()}
+    if not found:
+        raise InputError(f"{dataset}: not a packed dataset (no train/state.json); make it with `distill pack`")
+    info = dataset / "info.json"
+    return found, read_json(info) if info.is_file() else {}
+
+
+def _check_tokenizer(info: dict[str, Any], table: TokenTable, folder: str) -> None:
+    size, common = info.get("vocab_size", len(table.tokens)), info.get("most_common_token")
+    if size != len(table.tokens):
+        raise InputError(
+            f"{folder}: has {len(table.tokens)} tokens, the dataset was packed with {size}; name the tokenizer it was "
+            "packed with"
+        )
+    if common and table.tokens[common["id"]] != common["token"]:
+        raise InputError(
+            f"{folder}: token {common['id']} is {table.tokens[common['id']]!r}, in the dataset it is "
+            f"{common['token']!r}; name the tokenizer it was packed with"
+        )
+
+
+def show_rows(packed: PackedRows, table: TokenTable, *, num_rows: int, seed: int) -> list[ShownRow]:
+    """Rows drawn without repeats, in ascending order, with one draw of whole-word masks."""
+    positions = np.arange(min(num_rows, len(packed)))
+    numbers = np.sort(permuted_row(positions, rows=len(packed), key=sample_key(seed, "inspect rows")))
+    input_ids, continuation, length = packed.rows(numbers)
+    masked_ids, chosen, _ = mask_rows(
+        input_ids, continuation, length, probability=MASK_PROBABILITY, kind="whole_word", vocabulary=table.masks,
+        random=sample_random(sample_key(seed, "inspect masks"), numbers, packed.max_seq_length),
+    )  # fmt: skip
+    is_chosen = np.zeros(input_ids.size, dtype=bool)
+    is_chosen[chosen] = True
+    is_chosen_BL = is_chosen.reshape(input_ids.shape)
+    starts = _document_starts(packed, numbers)
+    rows = []
+    for row, number in enumerate(numbers.tolist()):
+        tokens = [
+            _show_token(
+                table, int(input_ids[row, i]), int(masked_ids[row, i]), chosen=bool(is_chosen_BL[row, i]),
+                starts_word=not continuation[row, i], starts_document=starts[row][i],
+            )
+            for i in range(int(length[row]))
+        ]  # fmt: skip
+        rows.append(ShownRow(number, tokens))
+    return rows
+
+
+def _show_token(
+    table: TokenTable, token: int, shown: int, *, chosen: bool, starts_word: bool, starts_document: bool
+) -> ShownToken:
+    fate: Fate = "plain" if table.is_text_V[token] else "special"
+    if token == table.unk_id:
+        fate = "unknown"
+    if chosen:
+        fate = "masked" if shown == table.masks.mask_id else "kept" if shown == token else "replaced"
+    replacement = table.texts[shown] if fate == "replaced" else None
+    return ShownToken(table.texts[token], fate, replacement, starts_word, starts_document)
+
+
+def _document_starts(packed: PackedRows, numbers: Ints) -> Sequence[Sequence[bool]]:
+    from datasets import load_from_disk
+
+    dataset = load_from_disk(str(packed.path))
+    if "document_start" not in dataset.column_names:
+        return [[False] * packed.max_seq_length for _ in numbers]
+    return [dataset[number]["document_start"] for number in numbers.tolist()]
