@@ -18,10 +18,10 @@ from distill.training.checkpoint import (
 
 TENSORS = {
     "a": {"w": torch.arange(6.0).view(2, 3), "b": torch.ones(2).t()},
-    "a.optimizer": {"w.step": torch.tensor(3.0)},
+    "a+optimizer": {"w.step": torch.tensor(3.0)},
 }
 STATE = {"step": 3, "tokens": 70, "students": {"a": {"scheduler": {"last_epoch": 3}, "scaler": {}}}}
-FILES = ["a.safetensors", "a.optimizer.safetensors", "state.json", "manifest.json"]
+FILES = ["a.safetensors", "a+optimizer.safetensors", "state.json", "manifest.json"]
 
 
 def truncate(path):
@@ -69,7 +69,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path):
     assert find_damage(folder) is None
     tensors, state = load_checkpoint(folder)
     assert state == STATE
-    assert {stem: set(named) for stem, named in tensors.items()} == {"a": {"w", "b"}, "a.optimizer": {"w.step"}}
+    assert {stem: set(named) for stem, named in tensors.items()} == {"a": {"w", "b"}, "a+optimizer": {"w.step"}}
     assert torch.equal(tensors["a"]["w"], TENSORS["a"]["w"])
 
 
@@ -155,12 +155,12 @@ def test_a_student_comes_back_with_weights_projections_moments_schedule_and_scal
     fresh.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2)
     fresh.load(tensors, state["students"]["student"])
     ours, theirs = saved(student), saved(fresh)
-    assert ours.keys() == theirs.keys() == {"student", "student.optimizer"}
+    assert ours.keys() == theirs.keys() == {"student", "student+optimizer"}
     for stem in ours:
         assert ours[stem].keys() == theirs[stem].keys()
         assert all(torch.equal(value, theirs[stem][name]) for name, value in ours[stem].items())
     assert any(name.startswith("projections.") for name in ours["student"])
-    assert len(ours["student.optimizer"]) == 3 * len(student.parameters)
+    assert len(ours["student+optimizer"]) == 3 * len(student.parameters)
     assert fresh.scheduler.state_dict() == student.scheduler.state_dict()
     assert [g["lr"] for g in fresh.optimizer.param_groups] == [g["lr"] for g in student.optimizer.param_groups]
     assert fresh.scaler.get_scale() == student.scaler.get_scale() == 128.0

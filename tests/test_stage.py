@@ -155,7 +155,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_its_log_again(whole, wo
     assert metrics(whole) == metrics(killed)
 
 
-@pytest.mark.parametrize("file", ["a.safetensors", "a.optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("file", ["a.safetensors", "a+optimizer.safetensors", "state.json"])
 def test_a_damaged_checkpoint_is_passed_over_with_the_same_weights_in_the_end(whole, world, file, caplog):
     stage = make_stage({"a": HIDDEN})
     damaged = stop_before(world, stage, "damaged", 6)
@@ -179,7 +179,7 @@ def test_optimiser_state_is_needed_for_the_same_weights(whole, world, monkeypatc
     load = StudentRun.load
 
     def load_without_moments(run, tensors, state):
-        load(run, {**tensors, "a.optimizer": {}}, state)
+        load(run, {**tensors, "a+optimizer": {}}, state)
 
     monkeypatch.setattr(StudentRun, "load", load_without_moments)
     train(world, stage, "stopped")

@@ -16,7 +16,7 @@ from distill.corpus.packing import PackedRows
 from distill.corpus.schedule import scheduled_probability
 from distill.modeling.initialise import copy_layers
 from distill.modeling.models import build_model, has_head, load_config, load_masked_lm, load_tokenizer, save_model
-from distill.recipe import MaskSchedule, Stage, Student
+from distill.recipe import TEACHER, MaskSchedule, Stage, Student
 from distill.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from distill.training.evaluate import evaluate_masked_lm
 from distill.training.loop import StageStopped, StepReport, TeacherPass, TrainingFailed, run_steps
@@ -28,9 +28,6 @@ from distill.training.signals import StopRequest
 from distill.training.student import StudentRun, derive_seed
 
 logger = logging.getLogger(__name__)
-
-TEACHER = "teacher"
-"""The teacher's name in metrics.jsonl."""
 
 
 @dataclass(frozen=True)

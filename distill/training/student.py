@@ -95,7 +95,7 @@ class StudentRun:
             for name, parameter in weights.items()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
-        return {self.name: {name: value.data for name, value in weights.items()}, f"{self.name}.optimizer": moments}
+        return {self.name: {name: value.data for name, value in weights.items()}, f"{self.name}+optimizer": moments}
 
     def state(self) -> dict[str, Any]:
         """JSON values beside the tensors."""
@@ -104,7 +104,7 @@ class StudentRun:
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         """Takes over what `tensors` and `state` gave."""
-        weights, moments = tensors[self.name], tensors[f"{self.name}.optimizer"]
+        weights, moments = tensors[self.name], tensors[f"{self.name}+optimizer"]
         for name, parameter in self.objective.named_parameters():
             parameter.copy_(weights[name])
             for key in ("step", "exp_avg", "exp_avg_sq"):
