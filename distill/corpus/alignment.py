@@ -42,13 +42,11 @@ def align(
     lines: Sequence[str], words: Sequence[Sequence[str]], tokenizer: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As continuation_of, for all lines in one: input_ids [T], continuation [T], num_tokens [lines]."""
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    if backend.truncation or backend.padding:
-        backend = _without_limits(backend)
+    backend = without_limits(getattr(tokenizer, "backend_tokenizer", tokenizer))
     input_ids, starts, num_tokens = tokenize_lines(lines, backend)
     word_of_token = _word_of_character(lines, words)[starts]
     # Not "starts inside a word": a word's first character may be one that the tokenizer strips, such as an accent.
-    continuation = _is_piece(backend, backend.get_vocab_size())[input_ids]
+    continuation = is_piece(backend, backend.get_vocab_size())[input_ids]
     continuation[1:] |= (word_of_token[1:] == word_of_token[:-1]) & (word_of_token[1:] >= 0)
     return input_ids, continuation, num_tokens
 
@@ -126,8 +124,13 @@ def _misfit(lines: Sequence[str], words: Sequence[Sequence[str]]) -> str:
     return f"{len(words)} word lists for {len(lines)} lines"
 
 
+def without_limits(backend: "Tokenizer") -> "Tokenizer":
+    """The tokenizer, or a copy of it that neither truncates nor pads."""
+    return _copy_without_limits(backend) if backend.truncation or backend.padding else backend
+
+
 @lru_cache(maxsize=4)
-def _without_limits(backend: "Tokenizer") -> "Tokenizer":
+def _copy_without_limits(backend: "Tokenizer") -> "Tokenizer":
     from tokenizers import Tokenizer
 
     copy = Tokenizer.from_str(backend.to_str())
@@ -137,9 +140,9 @@ def _without_limits(backend: "Tokenizer") -> "Tokenizer":
 
 
 @lru_cache(maxsize=4)
-def _is_piece(backend: "Tokenizer", vocab_size: int) -> np.ndarray:
+def is_piece(backend: "Tokenizer", vocab_size: int) -> np.ndarray:
     """Which ids are "##" pieces, which continue a word whatever the segmenter says. [V], bool."""
     vocab = backend.get_vocab(with_added_tokens=True)
     pieces = np.zeros(max(vocab.values(), default=0) + 1, dtype=bool)
-    pieces[[number for token, number in vocab.items() if token.startswith("##")]] = True
+    pieces[[number for token, number in vocab.items() if token.startswith("##") and len(token) > 2]] = True
     return pieces
