@@ -5,6 +5,7 @@ written by the machine that started the run.
 """
 
 import importlib.util
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -33,7 +34,7 @@ def open_ray(address: str, setup: ShardSetup) -> Iterator[tuple[Callable[[Shard]
 
     started_here = not ray.is_initialized()
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="warning", ignore_reinit_error=True)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, ignore_reinit_error=True)
     except ConnectionError as error:
         raise InputError(f"ray: no cluster at {address!r}; `ray start --head` starts one, `auto` finds it") from error
     resources = ray.cluster_resources()
