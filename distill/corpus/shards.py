@@ -90,7 +90,7 @@ def tokenize_shard(shard: Shard, setup: ShardSetup) -> ShardTokens:
     Raises:
         InputError: a reference line that is no list of ascending positions, or a position that its line does not have.
     """
-    tokenizer, segmenter = _models(setup)
+    tokenizer, segmenter = load_models(setup)
     words: list[list[str]] = []
     if shard.references is None and segmenter is not None:
         words = segmenter.segment(shard.lines)
@@ -112,8 +112,8 @@ def tokenize_shard(shard: Shard, setup: ShardSetup) -> ShardTokens:
 
 
 @lru_cache(maxsize=2)
-def _models(setup: ShardSetup) -> "tuple[Tokenizer, Segmenter | None]":
-    """Loaded once a process: LTP's models cannot be sent to another."""
+def load_models(setup: ShardSetup) -> "tuple[Tokenizer, Segmenter | None]":
+    """Tokenizer and segmenter, loaded once a process: LTP's models cannot be sent to another."""
     from tokenizers import Tokenizer
 
     tokenizer = without_limits(Tokenizer.from_str(setup.tokenizer_json))

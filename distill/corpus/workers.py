@@ -16,10 +16,11 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from distill.corpus.ray_workers import open_ray
 from distill.corpus.shard_store import ShardStore
-from distill.corpus.shards import Shard, ShardSetup, ShardTokens, tokenize_shard
+from distill.corpus.shards import Shard, ShardSetup, ShardTokens, load_models, tokenize_shard
 
 Submit = Callable[[Shard], Callable[[], ShardTokens]]
 """Starts work on a shard and returns what waits for its result."""
@@ -70,11 +71,12 @@ def _in_order(
 
 
 def _open_pool(processes: int, setup: ShardSetup, on_exit: ExitStack) -> Submit:
+    context = multiprocessing.get_context("spawn")  # forking a process with torch's or Rust's threads can hang
     pool = ProcessPoolExecutor(
         processes,
-        mp_context=multiprocessing.get_context("spawn"),  # forking a process with torch's or Rust's threads can hang
+        mp_context=context,
         initializer=_start_worker,
-        initargs=(setup, os.getpid()),
+        initargs=(setup, os.getpid(), context.Lock()),
     )
     on_exit.callback(pool.shutdown, wait=True, cancel_futures=True)
 
@@ -100,15 +102,15 @@ def _worker_died() -> ChildProcessError:
                              "go on after the last finished part")  # fmt: skip
 
 
-_setup_of_this_worker: list[ShardSetup] = []
+_this_worker: dict[str, Any] = {}
 
 
-def _start_worker(setup: ShardSetup, parent: int) -> None:
+def _start_worker(setup: ShardSetup, parent: int, loading: Any) -> None:
     """One thread a process, Ctrl-C left to the parent, and an end if the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
-    _setup_of_this_worker[:] = [setup]
+    _this_worker.update(setup=setup, loading=loading)
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -119,4 +121,10 @@ def _start_worker(setup: ShardSetup, parent: int) -> None:
 
 
 def _tokenize_in_worker(shard: Shard) -> ShardTokens:
-    return tokenize_shard(shard, _setup_of_this_worker[0])
+    setup = _this_worker["setup"]
+    if "loading" in _this_worker:
+        # One after the other: an LTP perceptron of 28 MB takes 660 MB while it is loaded and 440 MB then.
+        with _this_worker["loading"]:
+            load_models(setup)
+        del _this_worker["loading"]
+    return tokenize_shard(shard, setup)
