@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 
-# Checked with the tokenizer one by one. Compatibility ideographs and rarer blocks are left to it.
+# Checked with the tokenizer. Compatibility ideographs and rarer blocks are left to it.
 _CANDIDATES = (
     (0x00B7, 0x00B7), (0x2010, 0x2027), (0x2030, 0x205E), (0x3001, 0x3003), (0x3008, 0x3011), (0x3014, 0x301F),
     (0x3400, 0x4DB5), (0x4E00, 0x9FEF), (0xFF01, 0xFF0F), (0xFF1A, 0xFF20), (0xFF3B, 0xFF3D), (0xFF5B, 0xFF65),
@@ -60,21 +60,23 @@ def character_table(backend: "Tokenizer", vocab_size: int) -> NDArray[np.int32] 
         if not plain or token["single_word"] or token["lstrip"] or token["rstrip"]:
             return None
     characters = [chr(c) for first, last in _CANDIDATES for c in range(first, last + 1)]
-    characters = [character for character in characters if _stands_alone(backend, character)]
+    characters = _standing_alone([c for c in characters if unicodedata.category(c)[0] in "LP"], backend)
     table = np.full(0x110000, -1, dtype=np.int32)
-    for character, encoding in zip(characters, backend.encode_batch(characters, add_special_tokens=False), strict=True):
-        if len(encoding.ids) == 1:
-            table[ord(character)] = encoding.ids[0]
+    if characters:
+        ids = backend.encode(" ".join(characters), add_special_tokens=False).ids
+        if len(ids) == len(characters):
+            table[list(map(ord, characters))] = ids
     return table
 
 
-def _stands_alone(backend: "Tokenizer", character: str) -> bool:
-    """Whether the normaliser keeps the character and the pre-tokeniser parts it from letters on both sides."""
-    if unicodedata.category(character)[0] not in "LP" or unicodedata.normalize("NFD", character) != character:
-        return False
+def _standing_alone(characters: list[str], backend: "Tokenizer") -> list[str]:
+    """Those that the normaliser keeps as they are and the pre-tokeniser parts from letters on both sides."""
     assert backend.normalizer is not None and backend.pre_tokenizer is not None
-    parts = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(f"a{character}a"))
-    return [part for part, _ in parts] == ["a", character, "a"]
+    characters = [c for c in characters if unicodedata.normalize("NFD", c) == c]
+    text = "".join(f"a{character}a " for character in characters)
+    parts = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
+    alone = {text for text, (start, end) in parts if end - start == 1 and text != "a"}
+    return [character for character in characters if character in alone]
 
 
 def look_up_tokens(text: str, backend: "Tokenizer", table: NDArray[np.int32]) -> tuple[NDArray[np.int32], Ints]:
