@@ -4,7 +4,8 @@ The lock is the kernel's (flock) on a file that holds the process number, so tha
 behind, whatever file it leaves.
 """
 
-import fcntl
+import importlib
+import importlib.util
 import os
 import socket
 import time
@@ -19,6 +20,10 @@ _WAIT_SECONDS = 0.5
 def exclusive(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
     """Holds the lock of a folder, which is made if it is not there; waits while another run has it."""
     folder.mkdir(parents=True, exist_ok=True)
+    if importlib.util.find_spec("fcntl") is None:  # Windows: two runs at once are the user's care
+        yield
+        return
+    fcntl = importlib.import_module("fcntl")
     path = folder / ".lock"
     is_waiting = False
     while True:
