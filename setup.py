@@ -35,6 +35,7 @@ setup(
     ],
     extras_require={
         "jieba": ["jieba>=0.42.1"],
+        "ray": ["ray>=2.50"],
         "test": ["pytest>=8", "hypothesis>=6.100", "pytest-xdist>=3.6", "ruff", "mypy", "jieba>=0.42.1"],
     },
     entry_points={"console_scripts": ["distill = distill.cli:main"]},

@@ -27,6 +27,7 @@ app.add_typer(vocab_app, name="vocab")
 Text = Annotated[list[Path], typer.Option(help="text files, folders or glob patterns, one passage a line; repeatable")]
 Tokenizer = Annotated[str, typer.Option(help="folder with vocab.txt, or hub id")]
 Processes = Annotated[int, typer.Option(min=1, help="processes to work in")]
+Ray = Annotated[str | None, typer.Option(help='Ray cluster to work on: address or "auto"; needs the extra ray')]
 
 
 @app.command()
@@ -36,25 +37,24 @@ def ref(
     tokenizer: Tokenizer,
     segmenter: Annotated[str, typer.Option(help=SEGMENTER_HELP)],
     processes: Processes = os.cpu_count() or 1,
+    ray: Ray = None,
 ) -> None:
     """Write reference files: which tokens of each line continue a word, for whole-word masking."""
-    from distill.corpus.prepare import estimate_characters
-    from distill.corpus.reference import reference_paths, write_references
+    from distill.corpus.prepare import prepare_references
+    from distill.corpus.ray_workers import check_ray
     from distill.corpus.segment import check_segmenter
-    from distill.corpus.text import expand_text, text_root
     from distill.modeling.models import find_model
     from distill.pipeline import check_writable, show_progress
 
     check_segmenter(segmenter)
+    check_ray(ray)
     check_writable(output)
-    files = expand_text(text)
-    references = reference_paths(files, text_root(text), output)
-    folder = find_model(tokenizer, weights=False)
-    with show_progress("references", estimate_characters(files)) as advance:
-        counts = write_references(files, references, segmenter=segmenter, tokenizer_dir=str(folder),
-                                  processes=processes, progress=advance)  # fmt: skip
+    counts = prepare_references(
+        text, output=output, tokenizer=find_model(tokenizer, weights=False), segmenter=segmenter, processes=processes,
+        progress=show_progress, report=lambda line: typer.echo(line, err=True), ray=ray,
+    )  # fmt: skip
     typer.echo(
-        f"{output}: references of {len(files)} file(s), {counts['lines']:,} lines, {counts['words']:,} words, "
+        f"{output}: references of {counts['files']} file(s), {counts['lines']:,} lines, {counts['words']:,} words, "
         f"{counts['marks']:,} tokens continue a word"
     )
 
@@ -94,9 +94,11 @@ def pack(
         str, typer.Option(help="whole_word, token or span; the last two need no references")
     ] = "whole_word",
     processes: Processes = os.cpu_count() or 1,
+    ray: Ray = None,
 ) -> None:
     """Pack text and references into a memory-mapped dataset, ahead of training."""
     from distill.corpus.prepare import check_data, prepare_dataset
+    from distill.corpus.ray_workers import check_ray
     from distill.modeling.models import find_model
     from distill.pipeline import check_writable, show_progress
     from distill.recipe import check_data_fields
@@ -104,9 +106,11 @@ def pack(
     check_writable(output)
     source = check_data_fields("pack", files=str(data), segmenter=segmenter, mask=mask, packing=packing)
     check_data(source, where=str(data))
+    check_ray(ray)
     packed = prepare_dataset(
         source, tokenizer=find_model(tokenizer, weights=False), max_seq_length=max_seq_length, folder=output,
         processes=processes, progress=show_progress, report=lambda line: typer.echo(line, err=True),
+        ray=ray,
     )  # fmt: skip
     typer.echo(str(packed))
 

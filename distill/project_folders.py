@@ -25,8 +25,8 @@ def write_project_references() -> None:
     Raises:
         InputError: text, segmenter or tokenizer is not where the project structure has it.
     """
-    from distill.corpus.prepare import estimate_characters
-    from distill.corpus.reference import reference_paths, write_references
+    from distill.corpus.prepare import prepare_references
+    from distill.corpus.reference import reference_paths
     from distill.corpus.segment import check_segmenter
     from distill.corpus.text import expand_text
 
@@ -48,9 +48,10 @@ def write_project_references() -> None:
         files = expand_text([folder]) if _texts(split) else []
         references = reference_paths(files, folder, REFERENCES / split)
         if files:
-            with show_progress(f"references of {split}", estimate_characters(files)) as advance:
-                write_references(files, references, segmenter=f"ltp:{SEGMENTER}", tokenizer_dir=str(TOKENIZER),
-                                 processes=os.cpu_count() or 1, progress=advance)  # fmt: skip
+            prepare_references(
+                [folder], output=REFERENCES / split, tokenizer=TOKENIZER, segmenter=f"ltp:{SEGMENTER}",
+                processes=os.cpu_count() or 1, progress=show_progress, report=print,
+            )  # fmt: skip
         listed[split] = {f"{split}_files": [str(file) for file in files],
                          f"{split}_ref_files": [str(file) for file in references]}  # fmt: skip
     write_json(DATA_JSON, listed)
