@@ -40,10 +40,9 @@ def ref(
     processes: Processes = os.cpu_count() or 1,
 ) -> None:
     """Write reference files: which tokens of each line continue a word, for whole-word masking."""
-    from distill.corpus.prepare import estimate_characters
     from distill.corpus.reference import reference_paths, write_references
     from distill.corpus.segment import check_segmenter
-    from distill.corpus.text import expand_text, text_root
+    from distill.corpus.text import estimate_characters, expand_text, text_root
     from distill.modeling.models import find_model
     from distill.pipeline import show_progress
 

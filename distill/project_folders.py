@@ -26,10 +26,9 @@ def write_project_references() -> None:
     Raises:
         InputError: text, segmenter or tokenizer is not where the project structure has it.
     """
-    from distill.corpus.prepare import estimate_characters
     from distill.corpus.reference import reference_paths, write_references
     from distill.corpus.segment import check_segmenter
-    from distill.corpus.text import expand_text
+    from distill.corpus.text import estimate_characters, expand_text
     from distill.pipeline import show_progress, write_json
 
     for folder, what in (
@@ -39,7 +38,7 @@ def write_project_references() -> None:
         if not folder.is_dir() or not any(file.name != "README.md" for file in folder.iterdir()):
             raise InputError(f"{folder}: empty; put {what} there, or give arguments (python run_chinese_ref.py --help)")
     if not _texts("train"):
-        raise InputError(f"{TEXT['train']}: no *.txt there; put your training text there, one passage a line")
+        raise InputError(f"{TEXT['train']}: no text there; put your *.txt there, one passage a line (or *.jsonl)")
     check_segmenter(f"ltp:{SEGMENTER}")
     listed: dict[str, dict[str, list[str]]] = {}
     for split, folder in TEXT.items():
@@ -67,4 +66,6 @@ def pack_project_data() -> None:
 
 
 def _texts(split: str) -> list[Path]:
-    return sorted(TEXT[split].rglob("*.txt")) if TEXT[split].is_dir() else []
+    from distill.corpus.text import texts_below
+
+    return texts_below(TEXT[split]) if TEXT[split].is_dir() else []

@@ -25,6 +25,7 @@ from distill.corpus.masking import MaskVocabulary
 from distill.corpus.order import permuted_row, sample_key
 from distill.corpus.rows import PackedRows, RowWriter
 from distill.corpus.source import Source, iter_batches, scan_sources
+from distill.corpus.text_names import hash_text, text_file
 from distill.corpus.tokenizing import LineBatch, TokenizedLines, load_tokenizer, tokenize_in_order
 from distill.errors import InputError
 
@@ -135,10 +136,9 @@ def data_hash(
 def _hash_file(path: Path | None) -> str | None:
     if path is None:
         return None
-    if not Path(path).is_file():
+    if not text_file(path).is_file():
         raise InputError(f"{path}: no such file")
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_text(path)
 
 
 def _check_settings(max_seq_length: int, packing: str, dev: Files | float, output: Path) -> None:

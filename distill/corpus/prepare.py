@@ -20,7 +20,8 @@ from distill.corpus.packing import Files, data_hash, pack_corpus
 from distill.corpus.perceptron_training import train_perceptron
 from distill.corpus.reference import reference_paths, write_references
 from distill.corpus.segment import check_segmenter, segmenter_fingerprint
-from distill.corpus.text import expand_text, text_root
+from distill.corpus.text import estimate_characters, expand_text, text_root
+from distill.corpus.text_names import hash_text, skipping_bad, without_skip_bad
 from distill.corpus.tokenizing import load_tokenizer
 from distill.errors import InputError
 from distill.recipe import Data, TrainSegmenter
@@ -54,14 +55,20 @@ def list_files(data: Data) -> tuple[Files, Files | float]:
     """(text, its reference or None) for training, and the same for dev, or dev's fraction."""
     if data.files is not None:
         found = read_data_json(data.files)
-        return found.train, found.dev
+        if not data.skip_bad:
+            return found.train, found.dev
+        return _skipping_bad(found.train), _skipping_bad(found.dev)
     assert data.text is not None
-    train: Files = [(path, None) for path in expand_text(data.text)]
+    train: Files = [(path, None) for path in expand_text(data.text, skip_bad=data.skip_bad)]
     if isinstance(data.dev, float):
         return train, data.dev
-    dev: Files = [(path, None) for path in expand_text(data.dev)]
+    dev: Files = [(path, None) for path in expand_text(data.dev, skip_bad=data.skip_bad)]
     held_out = {os.path.abspath(path) for path, _ in dev}
     return [pair for pair in train if os.path.abspath(pair[0]) not in held_out], dev
+
+
+def _skipping_bad(files: Files) -> Files:
+    return [(skipping_bad(text), reference) for text, reference in files]
 
 
 def prepare_dataset(
@@ -133,8 +140,7 @@ def _references(
     backend = json.loads(load_tokenizer(tokenizer).backend_tokenizer.to_str())
     parts = [segmenter_fingerprint(spec), json.dumps(backend, sort_keys=True)]
     for text in texts:
-        with text.open("rb") as file:
-            parts.append(f"{os.path.relpath(text, root)} {hashlib.file_digest(file, 'sha256').hexdigest()}")
+        parts.append(f"{os.path.relpath(without_skip_bad(text), root)} {hash_text(text)}")
     output = folder / f"references-{_hash_of(chr(10).join(parts).encode())}"
     references = reference_paths(texts, root, output)
     if not all(path.exists() for path in references):
@@ -143,16 +149,6 @@ def _references(
                                       processes=processes, progress=advance)  # fmt: skip
         report(f"wrote references of {counts['lines']:,} lines, {counts['words']:,} words into {output}")
     return dict(zip(texts, references, strict=True))
-
-
-def estimate_characters(texts: Sequence[Path]) -> int:
-    """About how many characters the files hold, from the start of each; for progress bars."""
-    total = 0.0
-    for text in texts:
-        with text.open("rb") as file:
-            head = file.read(1 << 16)
-        total += text.stat().st_size * len(head.decode("utf-8", errors="ignore")) / max(1, len(head))
-    return int(total)
 
 
 def _hash_of(content: bytes) -> str:

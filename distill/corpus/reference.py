@@ -25,6 +25,7 @@ import numpy as np
 from distill.corpus.alignment import align, continuation_of
 from distill.corpus.segment import Segmenter, is_neural, load_segmenter, resolve_segmenter
 from distill.corpus.text import REFERENCE_ENDING, count_lines, is_blank, iter_lines
+from distill.corpus.text_names import without_skip_bad
 from distill.corpus.tokenizing import load_tokenizer
 from distill.errors import InputError
 
@@ -59,7 +60,7 @@ def reference_paths(text_files: Sequence[Path], root: Path, output: Path) -> lis
     """
     owners: dict[Path, Path] = {}
     for text in text_files:
-        below = Path(os.path.relpath(os.path.abspath(text), os.path.abspath(root)))
+        below = Path(os.path.relpath(os.path.abspath(without_skip_bad(text)), os.path.abspath(root)))
         if ".." in below.parts:
             raise InputError(f"{text}: not below {root}, whose folders the references mirror")
         reference = output / below.with_name(below.name.removesuffix(".txt") + REFERENCE_ENDING)
