@@ -8,10 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from distill.cli_segmenter import SEGMENTER_HELP, Dictionary, SkipBad, add_segmenter_commands
 from distill.errors import InputError
-
-LICENCE_NOTE = "LTP is free for universities and individual research, paid for companies; jieba and words need no LTP."
-SEGMENTER_HELP = f'"ltp:DIR" or "ltp:HUB_ID", "jieba", or "words" (text already split by spaces). {LICENCE_NOTE}'
 
 
 def _plain(name: str) -> str:
@@ -24,9 +22,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False, context_settings=SETTINGS, rich_markup_mode=None,
 )  # fmt: skip
 segmenter_app = typer.Typer(help="Word segmenters.", no_args_is_help=True, context_settings=SETTINGS)
+add_segmenter_commands(segmenter_app)
 app.add_typer(segmenter_app, name="segmenter")
 
-Text = Annotated[list[Path], typer.Option(help="text files, folders or glob patterns, one passage a line; repeatable")]
+TEXT_HELP = (
+    "text files (also .gz, .xz, .zst, .jsonl, .parquet), folders, glob patterns, folders of `datasets`, hf:OWNER/NAME; "
+    "#FIELD after it names the field of records; repeatable"
+)
+Text = Annotated[list[Path], typer.Option(help=TEXT_HELP)]
 Tokenizer = Annotated[str, typer.Option(help="folder with vocab.txt, or hub id")]
 Processes = Annotated[int, typer.Option(min=1, help="processes to work in")]
 
@@ -37,46 +40,31 @@ def ref(
     output: Annotated[Path, typer.Option(help="folder for the reference files; the text's folders are mirrored below")],
     tokenizer: Tokenizer,
     segmenter: Annotated[str, typer.Option(help=SEGMENTER_HELP)],
+    dictionary: Dictionary = None,
+    skip_bad: SkipBad = False,
     processes: Processes = os.cpu_count() or 1,
 ) -> None:
     """Write reference files: which tokens of each line continue a word, for whole-word masking."""
+    from distill.corpus.neural_time import report_neural_time
     from distill.corpus.reference import reference_paths, write_references
-    from distill.corpus.segment import check_segmenter
+    from distill.corpus.segment import add_dictionary, check_segmenter, resolve_segmenter
     from distill.corpus.text import estimate_characters, expand_text, text_root
     from distill.modeling.models import find_model
     from distill.pipeline import show_progress
 
+    segmenter = add_dictionary(segmenter, dictionary)
     check_segmenter(segmenter)
-    files = expand_text(text)
+    files = expand_text(text, skip_bad=skip_bad)
     references = reference_paths(files, text_root(text), output)
     folder = find_model(tokenizer, weights=False)
+    segmenter = resolve_segmenter(segmenter)
+    report_neural_time(segmenter, files, lambda line: typer.echo(line, err=True))
     with show_progress("references", estimate_characters(files)) as advance:
         counts = write_references(files, references, segmenter=segmenter, tokenizer_dir=str(folder),
                                   processes=processes, progress=advance)  # fmt: skip
     typer.echo(
         f"{output}: references of {len(files)} file(s), {counts['lines']:,} lines, {counts['words']:,} words, "
         f"{counts['marks']:,} tokens continue a word"
-    )
-
-
-@segmenter_app.command("train")
-def segmenter_train(
-    text: Annotated[Path, typer.Option(help="segmented text: UTF-8, a sentence a line, words split by spaces")],
-    output: Annotated[Path, typer.Option(help="folder of the new model, for --segmenter ltp:FOLDER")],
-    epochs: Annotated[int, typer.Option(min=1, help="passes over the sentences")] = 2,
-    threshold: Annotated[
-        float, typer.Option(help="prune features whose weights sum to less; 6 makes under 1 MB")
-    ] = 1e-3,
-    max_sentences: Annotated[int | None, typer.Option(help="sample this many; 0.8 GB a million characters")] = None,
-) -> None:
-    """Train an LTP perceptron segmenter from segmented text."""
-    from distill.corpus.perceptron_training import train_perceptron
-
-    result = train_perceptron(text, output, epochs=epochs, threshold=threshold, max_sentences=max_sentences)
-    typer.echo(
-        f"{output}: LTP perceptron from {result['sentences']:,} sentences, {result['words']:,} words in "
-        f"{result['seconds']:.1f} s; word F1 {100 * result['held_out_f1']:.2f} on {result['held_out_sentences']:,} "
-        f"held-out sentences; {result['model_bytes'] / 1e6:.1f} MB"
     )
 
 
@@ -87,7 +75,9 @@ def pack(
     max_seq_length: Annotated[int, typer.Option(help="tokens a row, [CLS] and [SEP] included")],
     output: Annotated[Path, typer.Option(help="folder below which the packed dataset goes")] = Path("saves/data"),
     segmenter: Annotated[str | None, typer.Option(help="for texts without reference file. " + SEGMENTER_HELP)] = None,
+    dictionary: Dictionary = None,
     mask: Annotated[str, typer.Option(help="whole_word or token; token needs no references")] = "whole_word",
+    skip_bad: SkipBad = False,
     processes: Processes = os.cpu_count() or 1,
 ) -> None:
     """Pack text and references into a memory-mapped dataset, ahead of training."""
@@ -96,7 +86,8 @@ def pack(
     from distill.pipeline import show_progress
     from distill.recipe import check_data_fields
 
-    source = check_data_fields("pack", files=str(data), segmenter=segmenter, mask=mask)
+    source = check_data_fields("pack", files=str(data), segmenter=segmenter, mask=mask, skip_bad=skip_bad,
+                               dictionary=dictionary and str(dictionary))  # fmt: skip
     check_data(source, where=str(data))
     packed = prepare_dataset(
         source, tokenizer=find_model(tokenizer, weights=False), max_seq_length=max_seq_length, folder=output,

@@ -7,6 +7,7 @@ into saves/data.
 
 import json
 import os
+import sys
 from pathlib import Path
 
 from distill.errors import InputError
@@ -26,6 +27,7 @@ def write_project_references() -> None:
     Raises:
         InputError: text, segmenter or tokenizer is not where the project structure has it.
     """
+    from distill.corpus.neural_time import report_neural_time
     from distill.corpus.reference import reference_paths, write_references
     from distill.corpus.segment import check_segmenter
     from distill.corpus.text import estimate_characters, expand_text
@@ -45,6 +47,7 @@ def write_project_references() -> None:
         files = expand_text([folder]) if _texts(split) else []
         references = reference_paths(files, folder, REFERENCES / split)
         if files:
+            report_neural_time(f"ltp:{SEGMENTER}", files, lambda line: print(line, file=sys.stderr))
             with show_progress(f"references of {split}", estimate_characters(files)) as advance:
                 write_references(files, references, segmenter=f"ltp:{SEGMENTER}", tokenizer_dir=str(TOKENIZER),
                                  processes=os.cpu_count() or 1, progress=advance)  # fmt: skip

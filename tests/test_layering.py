@@ -7,7 +7,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "distill"
 ORDER = ["errors", "recipe", "sample", "corpus", "modeling", "training", "downstream", "release"]
-TOP = {"cli", "pipeline", "planning", "launch", "worker", "minirbt_flags", "project_folders", "__main__", "__init__"}
+TOP = {
+    "cli",
+    "cli_segmenter",
+    "pipeline",
+    "planning",
+    "launch",
+    "worker",
+    "minirbt_flags",
+    "project_folders",
+    "__main__",
+    "__init__",
+}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -16,10 +16,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from distill.corpus.data_json import read_data_json
+from distill.corpus.dictionary import read_dictionary
+from distill.corpus.neural_time import report_neural_time
 from distill.corpus.packing import Files, data_hash, pack_corpus
 from distill.corpus.perceptron_training import train_perceptron
 from distill.corpus.reference import reference_paths, write_references
-from distill.corpus.segment import check_segmenter, segmenter_fingerprint
+from distill.corpus.segment import add_dictionary, check_segmenter, resolve_segmenter, segmenter_fingerprint
 from distill.corpus.text import estimate_characters, expand_text, text_root
 from distill.corpus.text_names import hash_text, skipping_bad, without_skip_bad
 from distill.corpus.tokenizing import load_tokenizer
@@ -46,9 +48,11 @@ def check_data(data: Data, *, where: str) -> None:
                 f'segmenter, or set "mask": "token"'
             )
         if missing and isinstance(data.segmenter, str):
-            check_segmenter(data.segmenter)
+            check_segmenter(add_dictionary(data.segmenter, data.dictionary))
         elif missing and isinstance(data.segmenter, TrainSegmenter) and not Path(data.segmenter.train).is_file():
             raise InputError(f"{where}: segmenter: {data.segmenter.train}: no such file of segmented text")
+        elif missing and data.dictionary is not None:
+            read_dictionary(Path(data.dictionary))
 
 
 def list_files(data: Data) -> tuple[Files, Files | float]:
@@ -119,7 +123,7 @@ def prepare_dataset(
 def _segmenter_spec(data: Data, folder: Path, report: Report) -> str:
     """The segmenter's spec; one that is to be trained is trained first."""
     if isinstance(data.segmenter, str):
-        return data.segmenter
+        return resolve_segmenter(add_dictionary(data.segmenter, data.dictionary))
     assert data.segmenter is not None
     source = Path(data.segmenter.train)
     output = folder / f"segmenter-{_hash_of(source.read_bytes())}"
@@ -127,7 +131,7 @@ def _segmenter_spec(data: Data, folder: Path, report: Report) -> str:
         result = train_perceptron(source, output)
         report(f"trained an LTP perceptron on {result['sentences']:,} sentences in {result['seconds']:.1f} s: "
                f"word F1 {100 * result['held_out_f1']:.1f} on held-out sentences")  # fmt: skip
-    return f"ltp:{output}"
+    return add_dictionary(f"ltp:{output}", data.dictionary)
 
 
 def _references(
@@ -144,6 +148,7 @@ def _references(
     output = folder / f"references-{_hash_of(chr(10).join(parts).encode())}"
     references = reference_paths(texts, root, output)
     if not all(path.exists() for path in references):
+        report_neural_time(spec, texts, report)
         with progress("references", estimate_characters(texts)) as advance:
             counts = write_references(texts, references, segmenter=spec, tokenizer_dir=str(tokenizer),
                                       processes=processes, progress=advance)  # fmt: skip
