@@ -19,6 +19,7 @@ setup(
         "transformers>=5.23,<6",
         "textbrewer>=0.2.1.post1",
         "datasets>=4",
+        "zstandard>=0.23",
         "accelerate>=1.10",
         "pydantic>=2.11",
         "typer>=0.20",

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from distill.corpus import ltp_models
-from distill.corpus.segment import RULES_VERSION, segmenter_fingerprint
+from distill.corpus.segment import words_fingerprint
+from distill.corpus.text_names import hash_text, text_file
 from distill.corpus.tokenizing import load_tokenizer
 from distill.errors import InputError
 
@@ -50,33 +50,17 @@ def data_hash(
 
 
 def hash_file(path: Path | None) -> str | None:
-    """SHA-256 of a file's content; None for None."""
+    """A hash of what decides a text's or reference's lines; None for None."""
     if path is None:
         return None
-    if not Path(path).is_file():
+    file = text_file(path)
+    if not file.is_file():
         raise InputError(f"{path}: no such file")
-    status = os.stat(path)
-    return _hash_file(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+    status = os.stat(file)
+    return _hash_text(os.path.abspath(path), status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=100_000)
-def _hash_file(path: str, size: int, mtime_ns: int) -> str:
+def _hash_text(name: str, size: int, mtime_ns: int) -> str:
     """Read again only if the file changed: each stage of a recipe asks for the same texts."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def words_fingerprint(spec: str) -> str:
-    """What decides a segmenter's words: its files and our rules.
-
-    LTP's version is left out, unlike in `segmenter_fingerprint`, so that what is prepared serves where LTP is not
-    installed.
-    """
-    if not spec.startswith("ltp:"):
-        return segmenter_fingerprint(spec)
-    location = spec.removeprefix("ltp:")
-    folder = ltp_models.inspect_folder(
-        str(ltp_models.download(location)) if ltp_models.is_hub_id(location) else location
-    )
-    files = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in folder.files]
-    return hashlib.sha256("\n".join([RULES_VERSION, *files]).encode()).hexdigest()[:16]
+    return hash_text(name)

@@ -17,15 +17,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from distill.corpus import ltp_models
 from distill.corpus.data_json import read_data_json
-from distill.corpus.hashing import Files, data_hash, hash_file, words_fingerprint
+from distill.corpus.dictionary import read_dictionary
+from distill.corpus.hashing import Files, data_hash, hash_file
 from distill.corpus.lock import exclusive
+from distill.corpus.neural_time import report_neural_time
 from distill.corpus.packing import pack_corpus, work_folder
 from distill.corpus.perceptron_training import train_perceptron
 from distill.corpus.reference import reference_paths, write_references
-from distill.corpus.segment import check_segmenter
-from distill.corpus.text import expand_text, text_root
+from distill.corpus.segment import add_dictionary, check_segmenter, resolve_segmenter, words_fingerprint
+from distill.corpus.text import estimate_characters, expand_text, text_root
+from distill.corpus.text_names import skipping_bad, without_skip_bad
 from distill.corpus.tokenizing import load_tokenizer
 from distill.errors import InputError
 from distill.recipe import Data, TrainSegmenter
@@ -53,35 +55,35 @@ def check_data(data: Data, *, where: str) -> None:
                 f'segmenter, or set "mask": "token"'
             )
         if missing and isinstance(data.segmenter, str):
-            _check_segmenter_files(data.segmenter)
+            # References made earlier are used without LTP.
+            check_segmenter(add_dictionary(data.segmenter, data.dictionary), needs_ltp=False)
         elif missing and isinstance(data.segmenter, TrainSegmenter) and not Path(data.segmenter.train).is_file():
             raise InputError(f"{where}: segmenter: {data.segmenter.train}: no such file of segmented text")
-
-
-def _check_segmenter_files(spec: str) -> None:
-    """As `check_segmenter`, but LTP itself may be missing: references made earlier are used without it."""
-    location = spec.removeprefix("ltp:")
-    if location == spec or not location:
-        check_segmenter(spec)
-    elif not ltp_models.is_hub_id(location):
-        ltp_models.inspect_folder(location)
+        elif missing and data.dictionary is not None:
+            read_dictionary(Path(data.dictionary))
 
 
 def list_files(data: Data) -> tuple[Files, Files | float]:
     """(text, its reference or None) for training, and the same for dev, or dev's fraction."""
     if data.files is not None:
         found = read_data_json(data.files)
-        return found.train, found.dev
+        if not data.skip_bad:
+            return found.train, found.dev
+        return _skipping_bad(found.train), _skipping_bad(found.dev)
     assert data.text is not None
-    train: Files = [(path, None) for path in expand_text(data.text)]
+    train: Files = [(path, None) for path in expand_text(data.text, skip_bad=data.skip_bad)]
     if isinstance(data.dev, float):
         return train, data.dev
-    dev: Files = [(path, None) for path in expand_text(data.dev)] if data.dev else []
+    dev: Files = [(path, None) for path in expand_text(data.dev, skip_bad=data.skip_bad)] if data.dev else []
     held_out = {os.path.abspath(path) for path, _ in dev}
     train = [pair for pair in train if os.path.abspath(pair[0]) not in held_out]
     if not train:
         raise InputError(f"all {len(dev)} text file(s) are dev files, such as {dev[0][0]}; name other text to train on")
     return train, dev
+
+
+def _skipping_bad(files: Files) -> Files:
+    return [(skipping_bad(text), reference) for text, reference in files]
 
 
 def prepare_dataset(
@@ -128,6 +130,8 @@ def prepare_dataset(
         if all(path.exists() for path in references.values()) and not work_folder(packed).exists():
             # Made before for another length, say. A run that stopped half way goes on with what it has segmented.
             train, dev, references = _with_references(train, references), _with_references(dev, references), {}
+        if spec is not None and references:
+            settings["segmenter"] = _say_time(spec, list(references), report, ray)
         with progress("preparing text", estimate_characters([text for text, _ in train])) as advance:
             info = pack_corpus(train=train, dev=dev, output=packed, references=references, processes=processes,
                                ray=ray, progress=advance, **settings)  # fmt: skip
@@ -143,10 +147,18 @@ def _with_references(files: Any, references: dict[Path, Path]) -> Any:
     return [(text, reference or references[text]) for text, reference in files]
 
 
+def _say_time(spec: str, texts: Sequence[Path], report: Report, ray: str | None) -> str:
+    """Reports how long a neural segmenter will take in this process; returns the resolved spec."""
+    spec = resolve_segmenter(spec)
+    if ray is None:
+        report_neural_time(spec, texts, report)
+    return spec
+
+
 def _segmenter_spec(data: Data, folder: Path, report: Report) -> str:
     """The segmenter's spec; one that is to be trained is trained first."""
     if isinstance(data.segmenter, str):
-        return data.segmenter
+        return add_dictionary(data.segmenter, data.dictionary)
     assert data.segmenter is not None
     source = Path(data.segmenter.train)
     output = folder / f"segmenter-{_hash_of(source.read_bytes())}"
@@ -154,7 +166,7 @@ def _segmenter_spec(data: Data, folder: Path, report: Report) -> str:
         result = train_perceptron(source, output)
         report(f"trained an LTP perceptron on {result['sentences']:,} sentences in {result['seconds']:.1f} s: "
                f"word F1 {100 * result['held_out_f1']:.1f} on held-out sentences")  # fmt: skip
-    return f"ltp:{output}"
+    return add_dictionary(f"ltp:{output}", data.dictionary)
 
 
 def _reference_files(texts: Sequence[Path], data: Data, spec: str, tokenizer: Path, folder: Path) -> dict[Path, Path]:
@@ -168,7 +180,7 @@ def _reference_files(texts: Sequence[Path], data: Data, spec: str, tokenizer: Pa
 def _references_hash(texts: Sequence[Path], root: Path, spec: str, tokenizer: Path) -> str:
     backend = json.loads(load_tokenizer(tokenizer).backend_tokenizer.to_str())
     parts = [words_fingerprint(spec), json.dumps(backend, sort_keys=True)]
-    parts += [f"{os.path.relpath(text, root)} {hash_file(text)}" for text in texts]
+    parts += [f"{os.path.relpath(without_skip_bad(text), root)} {hash_file(text)}" for text in texts]
     return _hash_of("\n".join(parts).encode())
 
 
@@ -178,6 +190,7 @@ def prepare_references(
     output: Path,
     tokenizer: Path,
     segmenter: str,
+    skip_bad: bool = False,
     processes: int,
     progress: Progress,
     report: Report,
@@ -187,11 +200,13 @@ def prepare_references(
 
     output/references.json says what they were made of; a run on other input replaces what is there.
 
+    Args:
+        skip_bad: leave out lines and records that are not usable, with a warning; see expand_text.
     Returns: files, lines, characters, words, marks (positions written).
     Raises:
         InputError: see write_references.
     """
-    texts = expand_text(patterns)
+    texts = expand_text(patterns, skip_bad=skip_bad)
     root = text_root(patterns)
     references = reference_paths(texts, root, output)
     with exclusive(output, report):
@@ -204,6 +219,7 @@ def prepare_references(
             report(f"{output}: up to date")
             return made["counts"]
         manifest.unlink(missing_ok=True)
+        segmenter = _say_time(segmenter, texts, report, ray)
         with progress("references", estimate_characters(texts)) as advance:
             counts = write_references(texts, references, segmenter=segmenter, tokenizer_dir=str(tokenizer),
                                       processes=processes, progress=advance, work=work, ray=ray)  # fmt: skip
@@ -213,16 +229,6 @@ def prepare_references(
         partial.replace(manifest)
         shutil.rmtree(work)
         return counts
-
-
-def estimate_characters(texts: Sequence[Path]) -> int:
-    """About how many characters the files hold, from the start of each; for progress bars."""
-    total = 0.0
-    for text in texts:
-        with text.open("rb") as file:
-            head = file.read(1 << 16)
-        total += text.stat().st_size * len(head.decode("utf-8", errors="ignore")) / max(1, len(head))
-    return int(total)
 
 
 def _hash_of(content: bytes) -> str:

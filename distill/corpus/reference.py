@@ -17,6 +17,7 @@ from distill.corpus.shard_store import ShardStore
 from distill.corpus.shards import ShardSetup, parse_positions
 from distill.corpus.source import NEURAL_SHARD_CHARS, Source, iter_references, iter_shards, scan_source
 from distill.corpus.text import REFERENCE_ENDING
+from distill.corpus.text_names import without_skip_bad
 from distill.corpus.tokenizing import load_tokenizer
 from distill.corpus.workers import tokenize_in_order
 from distill.errors import InputError
@@ -44,7 +45,7 @@ def reference_paths(text_files: Sequence[Path], root: Path, output: Path) -> lis
     """
     owners: dict[Path, Path] = {}
     for text in text_files:
-        below = Path(os.path.relpath(os.path.abspath(text), os.path.abspath(root)))
+        below = Path(os.path.relpath(os.path.abspath(without_skip_bad(text)), os.path.abspath(root)))
         if ".." in below.parts:
             raise InputError(f"{text}: not below {root}, whose folders the references mirror")
         reference = output / below.with_name(below.name.removesuffix(".txt") + REFERENCE_ENDING)

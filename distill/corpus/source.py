@@ -14,6 +14,7 @@ import numpy as np
 
 from distill.corpus.shards import Shard
 from distill.corpus.text import is_blank, iter_lines
+from distill.corpus.text_names import text_file
 from distill.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def scan_sources(files: Sequence[tuple[Path, Path | None]]) -> list[Source]:
     """
     for text, reference in files:
         for path in (text, reference):
-            if path is not None and not Path(path).is_file():
+            if path is not None and not text_file(path).is_file():
                 raise InputError(f"{path}: no such {'text' if path is text else 'reference'} file")
     return [scan_source(Path(text), reference and Path(reference)) for text, reference in files]
 
