@@ -19,6 +19,7 @@ setup(
         "transformers>=5.23,<6",
         "textbrewer>=0.2.1.post1",
         "datasets>=4",
+        "zstandard>=0.23",
         "accelerate>=1.10",
         "pydantic>=2.11",
         "typer>=0.20",
@@ -35,6 +36,7 @@ setup(
     ],
     extras_require={
         "jieba": ["jieba>=0.42.1"],
+        "ray": ["ray>=2.50"],
         "test": ["pytest>=8", "hypothesis>=6.100", "pytest-xdist>=3.6", "ruff", "mypy", "jieba>=0.42.1"],
     },
     entry_points={"console_scripts": ["distill = distill.cli:main"]},

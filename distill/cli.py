@@ -8,12 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from distill.cli_segmenter import SEGMENTER_HELP, Dictionary, SkipBad, add_segmenter_commands
 from distill.cli_vocabulary import vocab_app
 from distill.errors import InputError
-
-LICENCE_NOTE = "LTP is free for universities and individual research, paid for companies; jieba and words need no LTP."
-SEGMENTER_HELP = f'"ltp:DIR" or "ltp:HUB_ID", "jieba", or "words" (text already split by spaces). {LICENCE_NOTE}'
-
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -21,12 +18,18 @@ app = typer.Typer(
     add_completion=True, pretty_exceptions_enable=False, context_settings=SETTINGS, rich_markup_mode=None,
 )  # fmt: skip
 segmenter_app = typer.Typer(help="Word segmenters.", context_settings=SETTINGS)
+add_segmenter_commands(segmenter_app)
 app.add_typer(segmenter_app, name="segmenter")
 app.add_typer(vocab_app, name="vocab")
 
-Text = Annotated[list[Path], typer.Option(help="text files, folders or glob patterns, one passage a line; repeatable")]
+TEXT_HELP = (
+    "text files (also .gz, .xz, .zst, .jsonl, .parquet), folders, glob patterns, folders of `datasets`, hf:OWNER/NAME; "
+    "#FIELD after it names the field of records; repeatable"
+)
+Text = Annotated[list[Path], typer.Option(help=TEXT_HELP)]
 Tokenizer = Annotated[str, typer.Option(help="folder with vocab.txt, or hub id")]
 Processes = Annotated[int, typer.Option(min=1, help="processes to work in")]
+Ray = Annotated[str | None, typer.Option(help='Ray cluster to work on: address or "auto"; needs the extra ray')]
 
 
 @app.command()
@@ -35,48 +38,29 @@ def ref(
     output: Annotated[Path, typer.Option(help="folder for the reference files; the text's folders are mirrored below")],
     tokenizer: Tokenizer,
     segmenter: Annotated[str, typer.Option(help=SEGMENTER_HELP)],
+    dictionary: Dictionary = None,
+    skip_bad: SkipBad = False,
     processes: Processes = os.cpu_count() or 1,
+    ray: Ray = None,
 ) -> None:
     """Write reference files: which tokens of each line continue a word, for whole-word masking."""
-    from distill.corpus.prepare import estimate_characters
-    from distill.corpus.reference import reference_paths, write_references
-    from distill.corpus.segment import check_segmenter
-    from distill.corpus.text import expand_text, text_root
+    from distill.corpus.prepare import prepare_references
+    from distill.corpus.ray_workers import check_ray
+    from distill.corpus.segment import add_dictionary, check_segmenter
     from distill.modeling.models import find_model
     from distill.pipeline import check_writable, show_progress
 
+    segmenter = add_dictionary(segmenter, dictionary)
     check_segmenter(segmenter)
+    check_ray(ray)
     check_writable(output)
-    files = expand_text(text)
-    references = reference_paths(files, text_root(text), output)
-    folder = find_model(tokenizer, weights=False)
-    with show_progress("references", estimate_characters(files)) as advance:
-        counts = write_references(files, references, segmenter=segmenter, tokenizer_dir=str(folder),
-                                  processes=processes, progress=advance)  # fmt: skip
+    counts = prepare_references(
+        text, output=output, tokenizer=find_model(tokenizer, weights=False), segmenter=segmenter, skip_bad=skip_bad,
+        processes=processes, progress=show_progress, report=lambda line: typer.echo(line, err=True), ray=ray,
+    )  # fmt: skip
     typer.echo(
-        f"{output}: references of {len(files)} file(s), {counts['lines']:,} lines, {counts['words']:,} words, "
+        f"{output}: references of {counts['files']} file(s), {counts['lines']:,} lines, {counts['words']:,} words, "
         f"{counts['marks']:,} tokens continue a word"
-    )
-
-
-@segmenter_app.command("train")
-def segmenter_train(
-    text: Annotated[Path, typer.Option(help="segmented text: UTF-8, a sentence a line, words split by spaces")],
-    output: Annotated[Path, typer.Option(help="folder of the new model, for --segmenter ltp:FOLDER")],
-    epochs: Annotated[int, typer.Option(min=1, help="passes over the sentences")] = 2,
-    threshold: Annotated[
-        float, typer.Option(help="prune features whose weights sum to less; 6 makes under 1 MB")
-    ] = 1e-3,
-    max_sentences: Annotated[int | None, typer.Option(help="sample this many; 0.8 GB a million characters")] = None,
-) -> None:
-    """Train an LTP perceptron segmenter from segmented text."""
-    from distill.corpus.perceptron_training import train_perceptron
-
-    result = train_perceptron(text, output, epochs=epochs, threshold=threshold, max_sentences=max_sentences)
-    typer.echo(
-        f"{output}: LTP perceptron from {result['sentences']:,} sentences, {result['words']:,} words in "
-        f"{result['seconds']:.1f} s; word F1 {100 * result['held_out_f1']:.2f} on {result['held_out_sentences']:,} "
-        f"held-out sentences; {result['model_bytes'] / 1e6:.1f} MB"
     )
 
 
@@ -87,26 +71,35 @@ def pack(
     max_seq_length: Annotated[int, typer.Option(min=8, help="tokens a row, [CLS] and [SEP] included")],
     output: Annotated[Path, typer.Option(help="folder below which the packed dataset goes")] = Path("saves/data"),
     segmenter: Annotated[str | None, typer.Option(help="for texts without reference file. " + SEGMENTER_HELP)] = None,
+    dictionary: Dictionary = None,
     packing: Annotated[
         str, typer.Option(help="chunks, documents, full_sentences, doc_sentences or lines; see docs of data.packing")
     ] = "chunks",
     mask: Annotated[
         str, typer.Option(help="whole_word, token or span; the last two need no references")
     ] = "whole_word",
+    skip_bad: SkipBad = False,
     processes: Processes = os.cpu_count() or 1,
+    ray: Ray = None,
 ) -> None:
     """Pack text and references into a memory-mapped dataset, ahead of training."""
     from distill.corpus.prepare import check_data, prepare_dataset
+    from distill.corpus.ray_workers import check_ray
     from distill.modeling.models import find_model
     from distill.pipeline import check_writable, show_progress
     from distill.recipe import check_data_fields
 
     check_writable(output)
-    source = check_data_fields("pack", files=str(data), segmenter=segmenter, mask=mask, packing=packing)
+    source = check_data_fields(
+        "pack", files=str(data), segmenter=segmenter, dictionary=dictionary and str(dictionary), mask=mask,
+        packing=packing, skip_bad=skip_bad,
+    )  # fmt: skip
     check_data(source, where=str(data))
+    check_ray(ray)
     packed = prepare_dataset(
         source, tokenizer=find_model(tokenizer, weights=False), max_seq_length=max_seq_length, folder=output,
         processes=processes, progress=show_progress, report=lambda line: typer.echo(line, err=True),
+        ray=ray,
     )  # fmt: skip
     typer.echo(str(packed))
 

@@ -32,8 +32,7 @@ def train(
     cased: Annotated[bool, typer.Option("--cased", help="keep capitals and accents; default: lower-case")] = False,
 ) -> None:
     """Train a WordPiece vocabulary from text: vocab.txt and tokenizer_config.json, as BertTokenizer reads them."""
-    from distill.corpus.prepare import estimate_characters
-    from distill.corpus.text import expand_text
+    from distill.corpus.text import estimate_characters, expand_text
     from distill.corpus.vocabulary import refuse_existing, train_vocabulary, write_tokenizer_folder
     from distill.pipeline import show_progress
 
@@ -57,8 +56,7 @@ def prune(
     size: Annotated[int | None, typer.Option(min=6, help="tokens at most; the most frequent stay")] = None,
 ) -> None:
     """Shrink a model's vocabulary to what a text uses or a file lists; the special tokens stay in any case."""
-    from distill.corpus.prepare import estimate_characters
-    from distill.corpus.text import expand_text
+    from distill.corpus.text import estimate_characters, expand_text
     from distill.corpus.tokenizing import load_tokenizer
     from distill.corpus.vocabulary import count_tokens, read_vocabulary, refuse_existing
     from distill.modeling.models import find_model

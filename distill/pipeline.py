@@ -119,10 +119,10 @@ def wait_for_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def show_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar in characters."""
+def show_progress(what: str, total: int, unit: str = "char") -> Iterator[Callable[[int], None]]:
+    """A progress bar, in characters if nothing else is said."""
     interval = 0.5 if sys.stderr.isatty() else 30
-    with tqdm(total=total, desc=what, unit="char", unit_scale=True, mininterval=interval, delay=1) as bar:
+    with tqdm(total=total, desc=what, unit=unit, unit_scale=True, mininterval=interval, delay=1) as bar:
         yield lambda done: bar.update(done) and None
 
 

@@ -6,6 +6,7 @@ into saves/data.
 """
 
 import os
+import sys
 from pathlib import Path
 
 from distill.errors import InputError
@@ -25,8 +26,8 @@ def write_project_references() -> None:
     Raises:
         InputError: text, segmenter or tokenizer is not where the project structure has it.
     """
-    from distill.corpus.prepare import estimate_characters
-    from distill.corpus.reference import reference_paths, write_references
+    from distill.corpus.prepare import prepare_references
+    from distill.corpus.reference import reference_paths
     from distill.corpus.segment import check_segmenter
     from distill.corpus.text import expand_text
 
@@ -39,7 +40,7 @@ def write_project_references() -> None:
                 f"{folder}: nothing there; put {what} there, or give arguments (python run_chinese_ref.py --help)"
             )
     if not _texts("train"):
-        raise InputError(f"{TEXT['train']}: no *.txt there; put your training text there, one passage a line")
+        raise InputError(f"{TEXT['train']}: no text there; put your *.txt there, one passage a line (or *.jsonl)")
     check_segmenter(f"ltp:{SEGMENTER}")
     from distill.pipeline import show_progress, write_json  # after the checks: it imports torch
 
@@ -48,9 +49,10 @@ def write_project_references() -> None:
         files = expand_text([folder]) if _texts(split) else []
         references = reference_paths(files, folder, REFERENCES / split)
         if files:
-            with show_progress(f"references of {split}", estimate_characters(files)) as advance:
-                write_references(files, references, segmenter=f"ltp:{SEGMENTER}", tokenizer_dir=str(TOKENIZER),
-                                 processes=os.cpu_count() or 1, progress=advance)  # fmt: skip
+            prepare_references(
+                [folder], output=REFERENCES / split, tokenizer=TOKENIZER, segmenter=f"ltp:{SEGMENTER}",
+                processes=os.cpu_count() or 1, progress=show_progress, report=lambda line: print(line, file=sys.stderr),
+            )  # fmt: skip
         listed[split] = {f"{split}_files": [str(file) for file in files],
                          f"{split}_ref_files": [str(file) for file in references]}  # fmt: skip
     write_json(DATA_JSON, listed)
@@ -68,4 +70,6 @@ def pack_project_data() -> None:
 
 
 def _texts(split: str) -> list[Path]:
-    return sorted(TEXT[split].rglob("*.txt")) if TEXT[split].is_dir() else []
+    from distill.corpus.text import texts_below
+
+    return texts_below(TEXT[split]) if TEXT[split].is_dir() else []

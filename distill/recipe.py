@@ -60,6 +60,10 @@ class Data(_Model):
     segmenter: str | TrainSegmenter | None = Field(
         None, description='"ltp:DIR", "jieba", "words" or {"train": SEGMENTED_FILE}'
     )
+    dictionary: str | None = Field(
+        None, description="file of words that the segmenter is to keep whole, one a line; for ltp and jieba"
+    )
+    skip_bad: bool = Field(False, description="leave out lines and records that are not UTF-8, with a warning")
     tokenizer: str | None = Field(None, description="tokenizer folder or hub id; default: the teacher's")
     packing: Packing = Field(
         "chunks",
@@ -108,6 +112,8 @@ class Data(_Model):
             raise ValueError("give either 'text' (raw text) or 'files' (a JSON in MiniRBT's format)")
         if self.text is not None and self.mask == "whole_word" and self.segmenter is None:
             raise ValueError('whole_word masking of raw text needs a \'segmenter\' (or "mask": "token")')
+        if self.dictionary is not None and self.segmenter in (None, "words"):
+            raise ValueError("'dictionary' needs a 'segmenter' of ltp or jieba")
         if self.files is not None and "dev" in self.model_fields_set and self.dev != 0.005:
             raise ValueError("'dev' stands in the data JSON itself when 'files' is given")
         if self.static_masks and isinstance(self.mask_probability, MaskSchedule):

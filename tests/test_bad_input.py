@@ -362,7 +362,7 @@ def test_a_teacher_without_head_serves_where_no_logits_are_used(project, capsys)
             ["ref", "--text", "text", "--output", "student.json", "--tokenizer", "teacher", "--segmenter", "words"],
             "student.json",
         ),
-        (["segmenter", "train", "--text", "none.txt", "--output", "s"], "none.txt: cannot be read"),
+        (["segmenter", "train", "--text", "none.txt", "--output", "s"], "none.txt: no text found"),
         (
             ["segmenter", "train", "--text", "text/a.txt", "--output", "student.json"],
             "student.json: a file; name a folder",

@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent / "distill"
 ORDER = ["errors", "recipe", "sample", "corpus", "modeling", "training", "downstream", "release"]
 TOP = {
     "cli",
+    "cli_segmenter",
     "cli_vocabulary",
     "pipeline",
     "planning",

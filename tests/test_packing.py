@@ -158,7 +158,7 @@ def test_no_token_is_lost(pack, tokenizer_dir, files, max_seq_length, fraction):
 
 
 def test_any_number_of_processes_writes_the_same_bytes(pack, monkeypatch):
-    monkeypatch.setattr(source_module, "_BATCH_LINES", 7)
+    monkeypatch.setattr(source_module, "SHARD_LINES", 7)
     monkeypatch.setattr(rows_module, "_ROWS_PER_BATCH", 5)
     rng = np.random.default_rng(0)
     lines = ["".join(rng.choice(list("天气很好我们去"), rng.integers(0, 30))) for _ in range(400)]
@@ -341,10 +341,10 @@ def test_hash_names_the_content_not_the_paths(tmp_path, tokenizer_dir):
 def test_leftovers_of_a_killed_run_are_replaced(pack, tmp_path, tokenizer_dir):
     text = tmp_path / "a.txt"
     text.write_text("天\n", encoding="utf-8")
-    (tmp_path / ".out.partial" / "train").mkdir(parents=True)
+    (tmp_path / ".out.work" / "packed" / "train").mkdir(parents=True)
     pack_corpus(train=[(text, None)], dev=0, tokenizer_dir=tokenizer_dir, max_seq_length=8, output=tmp_path / "out")
     assert texts_of(tmp_path / "out") == ["[CLS] |天 [SEP]"]
-    assert not (tmp_path / ".out.partial").exists()
+    assert not (tmp_path / ".out.work").exists()
 
 
 def test_folder_can_be_moved(pack, tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
-from distill.corpus import alignment, reference
+from distill.corpus import alignment, reference, source
 from distill.corpus.characters import runs
 from distill.corpus.reference import continuation_of, read_reference, reference_paths, write_references
 from distill.corpus.segment import Segmenter, load_segmenter, train_perceptron
@@ -235,7 +235,7 @@ def test_processes_and_chunks_change_nothing(
     once = [tmp_path / f"once/{number}" for number in range(5)]
     twice = [tmp_path / f"twice/{number}" for number in range(5)]
     counts = write_references(texts, once, **common)
-    monkeypatch.setattr(reference, "CHUNK_CHARS", 50)
+    monkeypatch.setattr(source, "SHARD_CHARS", 50)
     done: list[int] = []
     assert write_references(texts, twice, **common, processes=2, progress=done.append) == counts
     assert [path.read_bytes() for path in once] == [path.read_bytes() for path in twice]
@@ -247,7 +247,7 @@ def test_processes_and_chunks_change_nothing(
 def test_a_mistake_in_the_text_leaves_no_half_file(
     tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
-    monkeypatch.setattr(reference, "CHUNK_LINES", 2)
+    monkeypatch.setattr(source, "SHARD_LINES", 2)
     good = write(tmp_path / "good.txt", "天气\n" * 10)
     bad = tmp_path / "bad.txt"
     bad.write_bytes("天气\n".encode() * 3000 + b"\xff\n")
@@ -276,11 +276,11 @@ def test_an_error_in_a_worker_is_raised(tmp_path: Path, tokenizer_dir: Path, per
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_fails(self: object, number: int, text: str) -> None:
+    def write_fails(self: object, number: int, lines: bytes) -> None:
         self._open_until(number)  # type: ignore[attr-defined]
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(reference._Output, "write", write_fails)
+    monkeypatch.setattr(reference.ReferenceFiles, "write", write_fails)
     with pytest.raises(OSError, match="No space left"):
         write_references(
             [write(tmp_path / "x.txt", "天气\n")], [tmp_path / "out/x_ref.txt"],

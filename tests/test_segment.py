@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from distill.corpus.characters import DROPPED_RANGES, SPACE_RANGES, runs, windows
 from distill.corpus.ltp_models import is_hub_id
-from distill.corpus.perceptron_training import word_f1
+from distill.corpus.scoring import word_f1
 from distill.corpus.segment import (
     Segmenter,
     check_segmenter,
@@ -515,3 +515,13 @@ def test_training_does_not_overwrite_another_model(broken: Path) -> None:
 
 def test_word_f1() -> None:
     assert word_f1([["天气", "很", "好"]], [["天气", "很好"]]) == pytest.approx(2 * 1 / (3 + 2))
+
+
+def test_neural_on_several_devices_gives_the_same_words(neural: Path) -> None:
+    """Two copies share the batches; the words must go back to their pieces whichever copy found them."""
+    from distill.corpus.ltp_models import inspect_folder
+    from distill.corpus.ltp_neural import load_neural
+
+    pieces = ["天气很好研究生命起源"[: 1 + i % 10] for i in range(1000)]
+    one, two = (load_neural(inspect_folder(str(neural)), on=["cpu"] * copies)(pieces) for copies in (1, 2))
+    assert one == two and ["".join(words) for words in one] == pieces

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distill.corpus.characters import is_kept
+from distill.corpus.lookup import character_table, look_up_tokens, spread_encodings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -41,19 +42,31 @@ def align(
     lines: Sequence[str], words: Sequence[Sequence[str]], tokenizer: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As continuation_of, for all lines in one: input_ids [T], continuation [T], num_tokens [lines]."""
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    if backend.truncation or backend.padding:
-        backend = _without_limits(backend)
-    input_ids, starts, num_tokens = _tokenize(lines, backend)
+    backend = without_limits(getattr(tokenizer, "backend_tokenizer", tokenizer))
+    input_ids, starts, num_tokens = tokenize_lines(lines, backend)
     word_of_token = _word_of_character(lines, words)[starts]
     # Not "starts inside a word": a word's first character may be one that the tokenizer strips, such as an accent.
-    continuation = _is_piece(backend, backend.get_vocab_size())[input_ids]
+    continuation = is_piece(backend, backend.get_vocab_size())[input_ids]
     continuation[1:] |= (word_of_token[1:] == word_of_token[:-1]) & (word_of_token[1:] >= 0)
     return input_ids, continuation, num_tokens
 
 
-def _tokenize(lines: Sequence[str], backend: "Tokenizer") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """input_ids [T], starts [T] (character in the joined lines), num_tokens [lines]."""
+def tokenize_lines(
+    lines: Sequence[str], backend: "Tokenizer", *, use_table: bool = True
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """input_ids [T], starts [T] (character in the joined lines), num_tokens [lines]; see lookup.py for the table."""
+    table = character_table(backend, backend.get_vocab_size()) if use_table else None
+    if table is None:
+        return _tokenize_by_line(lines, backend)
+    # A newline between lines, so that no token reaches over a line's end; it is no token itself.
+    input_ids, starts = look_up_tokens("\n".join(lines), backend, table)
+    line_ends = np.cumsum(np.fromiter(map(len, lines), np.int64, len(lines)) + 1)
+    token_ends = np.searchsorted(starts, line_ends)
+    num_tokens = np.diff(token_ends, prepend=0)
+    return input_ids, starts - np.repeat(np.arange(len(lines)), num_tokens), num_tokens
+
+
+def _tokenize_by_line(lines: Sequence[str], backend: "Tokenizer") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     pieces, line_of_piece = [], []
     for number, line in enumerate(lines):
         for piece in _tokenizer_pieces(line):
@@ -64,13 +77,12 @@ def _tokenize(lines: Sequence[str], backend: "Tokenizer") -> tuple[np.ndarray, n
     piece_tokens = np.zeros(len(pieces), dtype=np.int64)
     ids, starts = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
     for batch in _batches(piece_chars):
-        encodings = backend.encode_batch(pieces[batch], add_special_tokens=False)
-        counts = piece_tokens[batch] = np.fromiter(map(len, encodings), np.int64, len(encodings))
-        total = int(counts.sum())
-        ids.append(np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32, total))
-        # Pairs of start and end, in characters of the text as it was given.
-        offsets = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings))
-        starts.append(np.fromiter(offsets, np.int64, 2 * total)[::2] + np.repeat(piece_starts[batch], counts))
+        batch_ids, batch_starts, counts = spread_encodings(
+            backend.encode_batch(pieces[batch], add_special_tokens=False)
+        )
+        piece_tokens[batch] = counts
+        ids.append(batch_ids)
+        starts.append(batch_starts + np.repeat(piece_starts[batch], counts))
     num_tokens = np.bincount(line_of_piece, weights=piece_tokens, minlength=len(lines)).astype(np.int64)
     return np.concatenate(ids), np.concatenate(starts), num_tokens
 
@@ -112,8 +124,13 @@ def _misfit(lines: Sequence[str], words: Sequence[Sequence[str]]) -> str:
     return f"{len(words)} word lists for {len(lines)} lines"
 
 
+def without_limits(backend: "Tokenizer") -> "Tokenizer":
+    """The tokenizer, or a copy of it that neither truncates nor pads."""
+    return _copy_without_limits(backend) if backend.truncation or backend.padding else backend
+
+
 @lru_cache(maxsize=4)
-def _without_limits(backend: "Tokenizer") -> "Tokenizer":
+def _copy_without_limits(backend: "Tokenizer") -> "Tokenizer":
     from tokenizers import Tokenizer
 
     copy = Tokenizer.from_str(backend.to_str())
@@ -123,9 +140,9 @@ def _without_limits(backend: "Tokenizer") -> "Tokenizer":
 
 
 @lru_cache(maxsize=4)
-def _is_piece(backend: "Tokenizer", vocab_size: int) -> np.ndarray:
+def is_piece(backend: "Tokenizer", vocab_size: int) -> np.ndarray:
     """Which ids are "##" pieces, which continue a word whatever the segmenter says. [V], bool."""
     vocab = backend.get_vocab(with_added_tokens=True)
     pieces = np.zeros(max(vocab.values(), default=0) + 1, dtype=bool)
-    pieces[[number for token, number in vocab.items() if token.startswith("##")]] = True
+    pieces[[number for token, number in vocab.items() if token.startswith("##") and len(token) > 2]] = True
     return pieces

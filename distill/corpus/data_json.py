@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.corpus.text_names import text_file
 from distill.errors import InputError
 
 
@@ -81,7 +82,7 @@ def _read_paths(section: dict[str, Any], key: str, where: str) -> list[Path]:
         raise InputError(f"{where}: {key!r} must be a list of file names, found {names!r:.80}")
     paths = [Path(name) for name in names]
     for file in paths:
-        if not file.is_file():
+        if not text_file(file).is_file():
             raise InputError(f"{where}: {key!r} names {file}, which is not a file{_nearest_file(file)}")
     return paths
 

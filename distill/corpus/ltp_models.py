@@ -1,4 +1,6 @@
-"""LTP models: finding, checking, downloading and loading their folders, perceptron ("legacy") or neural.
+"""LTP models: finding, checking and downloading their folders, perceptron ("legacy") or neural; loading perceptrons.
+
+Neural models are loaded in ltp_neural.py.
 
 We load the weights ourselves instead of through `ltp.LTP(path)`: that one takes a path with "@" for a hub id, prints
 to stdout, loads wrong weights without a word (strict=False), and imports torch for a perceptron that does not need it.
@@ -7,21 +9,17 @@ to stdout, loads wrong weights without a word (strict=False), and imports torch 
 import importlib.util
 import json
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.corpus.characters import windows
 from distill.errors import InputError
 
 LICENCE = (
     "LTP is free for universities and for individual research, paid for companies; `jieba` and `words` work without it"
 )
 CALL_CHARS = 100_000  # LTP's perceptron holds the GIL while it works: about 0.1 s, so that Ctrl-C is heard
-NEURAL_CHARS = 500  # neural LTP reads 510 word pieces; a piece has at least one character, NFD set aside
-NEURAL_BATCH, NEURAL_BATCH_CHARS = 128, 16_384
 WEIGHTS = ("pytorch_model.bin", "model.safetensors")
 VOCABULARIES = ("vocab.txt", "tokenizer.json")
 TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -77,7 +75,7 @@ def inspect_folder(location: str) -> ModelFolder:
 
 
 def _inspect_neural(path: Path, config: dict[str, Any]) -> ModelFolder:
-    for target in _targets(config.get("model")):
+    for target in targets(config.get("model")):
         if not re.fullmatch(r"ltp_core\.models(\.\w+)+", target, re.ASCII):
             raise InputError(f"{path / 'config.json'}: wants to run {target!r}, which is not LTP's; do not trust it")
     if "model" not in config or "vocabs" not in config:
@@ -103,12 +101,12 @@ def _require(folder: Path, *names: str) -> Path:
     return file
 
 
-def _targets(config: Any) -> Iterator[str]:
+def targets(config: Any) -> Iterator[str]:
     if isinstance(config, dict):
         for key, value in config.items():
             if key == "_ltp_target_":
                 yield str(value)
-            yield from _targets(value)
+            yield from targets(value)
 
 
 def check_installed(*, neural: bool | None) -> None:
@@ -160,7 +158,7 @@ def load_perceptron(folder: ModelFolder) -> Cut:
 
     def cut(pieces: list[str]) -> list[list[str]]:
         words: list[list[str]] = []
-        for batch in _batches(pieces, most=len(pieces), chars=CALL_CHARS):
+        for batch in batches(pieces, most=len(pieces), chars=CALL_CHARS):
             words += model.batch_predict(batch, parallelism=False)
         return words
 
@@ -176,7 +174,7 @@ def _is_whole_avro(file: Path) -> bool:
     return content.startswith(b"Obj\x01") and content.find(content[-16:]) < len(content) - 16
 
 
-def _batches(pieces: Iterable[str], *, most: int, chars: int) -> Iterator[list[str]]:
+def batches(pieces: Iterable[str], *, most: int, chars: int) -> Iterator[list[str]]:
     batch: list[str] = []
     size = 0
     for piece in pieces:
@@ -187,109 +185,3 @@ def _batches(pieces: Iterable[str], *, most: int, chars: int) -> Iterator[list[s
         size += len(piece)
     if batch:
         yield batch
-
-
-def neural_windows(run: str) -> Iterator[str]:
-    """A run in pieces that neural LTP reads whole."""
-    # Tokenizers that strip accents decompose characters first: one Hangul syllable can become three word pieces.
-    grows = len(run) != len(unicodedata.normalize("NFD", run))
-    return windows(run, NEURAL_CHARS // 3 if grows else NEURAL_CHARS)
-
-
-def load_neural(folder: ModelFolder) -> Cut:
-    """A neural LTP model over windows of text, on the GPU if there is one."""
-    import torch
-
-    model = _build_neural(folder)
-    if torch.cuda.is_available():
-        model.to("cuda")
-
-    def cut(pieces: list[str]) -> list[list[str]]:
-        words: list[list[str]] = [[] for _ in pieces]
-        order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
-        start = 0
-        for batch in _batches((pieces[i] for i in order), most=NEURAL_BATCH, chars=NEURAL_BATCH_CHARS):
-            found = model.pipeline(batch, tasks=["cws"]).cws
-            for i, piece, piece_words in zip(order[start:], batch, found, strict=False):
-                words[i] = _with_lost_start(piece, piece_words)
-            start += len(batch)
-        return words
-
-    return cut
-
-
-def _with_lost_start(piece: str, words: list[str]) -> list[str]:
-    """LTP loses characters at a piece's start that its tokenizer drops (combining marks): they go to the first word."""
-    lost = len(piece) - sum(map(len, words))
-    if not lost:
-        return words
-    return [piece[:lost] + words[0], *words[1:]] if words else [piece]
-
-
-def _build_neural(folder: ModelFolder) -> Any:
-    from ltp.nerual import LTP
-    from transformers import AutoTokenizer
-
-    for target in _targets(folder.config["model"]):
-        _check_target(folder.path, target)
-    model = LTP(config=folder.config)
-    state = _read_weights(folder.files[1])
-    expected = model.model.state_dict().keys()
-    # The key position_ids was saved by transformers before 4.31; heads other than cws are not used here.
-    missing = sorted(key for key in expected - state.keys() if key.startswith(("backbone.", "task_heads.cws.")))
-    if missing or "task_heads.cws" not in {".".join(key.split(".")[:2]) for key in expected}:
-        what = f"{len(missing)} weights such as {missing[0]!r}" if missing else "the word segmentation head"
-        raise InputError(f"{folder.files[1]}: lacks {what}; it does not belong to {folder.path / 'config.json'}")
-    try:
-        model.model.load_state_dict({key: state[key] for key in expected & state.keys()}, strict=False)
-    except RuntimeError as error:
-        raise InputError(f"{folder.files[1]}: weights of other shapes than config.json says ({error})") from error
-    tokenizer = AutoTokenizer.from_pretrained(str(folder.path), config=model.model.backbone.config)
-    vocabulary, embeddings = len(tokenizer), model.model.backbone.config.vocab_size
-    # Embeddings padded up to a multiple of 64 or 128 are usual; anything else is another model's vocabulary.
-    if not 0 <= embeddings - vocabulary < min(128, embeddings / 10):
-        raise InputError(
-            f"{folder.path}: {vocabulary} tokens in the vocabulary, {embeddings} in the model; fetch it again"
-        )
-    if not hasattr(tokenizer, "batch_encode_plus"):
-        tokenizer.batch_encode_plus = tokenizer.__call__  # gone in transformers 5, still called by LTP 4.2.14
-    model.tokenizer = tokenizer
-    return model.eval()
-
-
-def _check_target(path: Path, target: str) -> None:
-    """Raises InputError unless `target` is a module class of ltp_core itself, or its backbone loader.
-
-    Without it `ltp_core.models.ltp_model.torch.hub.load`, say, would be called with arguments from config.json.
-    """
-    from ltp_core.models.utils import load_transformers
-    from ltp_core.models.utils.instantiate import find_callable
-    from torch import nn
-
-    try:
-        found = find_callable(target)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"{path / 'config.json'}: {target!r} is not in the ltp that is installed") from error
-    own = str(getattr(found, "__module__", "")).startswith("ltp_core.models.")
-    is_layer = isinstance(found, type) and issubclass(found, nn.Module)
-    if not own or not (is_layer or found is load_transformers):
-        raise InputError(f"{path / 'config.json'}: wants to run {target!r}, no part of a model; do not trust it")
-
-
-def _read_weights(file: Path) -> dict[str, Any]:
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(file)
-    import pickle
-
-    import torch
-
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{file}: not a plain state_dict of tensors ({reason}); download it again") from error
-    if not isinstance(state, dict):
-        raise InputError(f"{file}: holds {type(state).__name__}, not a state_dict; download it again")
-    return state

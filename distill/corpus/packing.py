@@ -1,18 +1,19 @@
-"""Text and references -> packed rows for training and development.
+"""Text -> packed rows for training and development, and the reference files of the texts on the way.
 
-1. source.py reads the text once to count lines and documents; the documents for development are chosen by number.
-2. source.py reads it again in batches, tokenizing.py tokenises them in several processes and hands them back in order.
+1. source.py reads the text once to count documents; the documents for development are chosen by number.
+2. source.py reads it again in shards, workers.py has each segmented and tokenised once (shards.py), by several
+   processes, and hands the tokens back in order.
 3. Here the tokens are dealt to the splits, and packer.py makes rows of those of a split, as layouts.py says.
-4. rows.py writes them to a folder beside the output, which gets its name when all is done: it is whole or absent.
+4. rows.py writes them to a work folder beside the output, which gets its name when all is done: it is whole or absent.
+   The work folder also keeps finished shards, so that an interrupted run goes on after the last of them.
 
-The result depends on the text, the tokenizer and the settings, not on the number of processes.
+The result depends on the text, the tokenizer, the segmenter and the settings, not on the number of processes.
 """
 
-import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.corpus.hashing import FORMAT_VERSION, Files, data_hash
 from distill.corpus.layouts import LAYOUTS
 from distill.corpus.masking import MaskVocabulary
 from distill.corpus.order import permuted_row, sample_key
 from distill.corpus.packer import Packer
+from distill.corpus.reference import ReferenceFiles, warn_of_unsplit_text
 from distill.corpus.rows import PackedRows, RowWriter
-from distill.corpus.source import Source, iter_batches, scan_sources
-from distill.corpus.tokenizing import LineBatch, TokenizedLines, load_tokenizer, tokenize_in_order
+from distill.corpus.segment import is_neural, resolve_segmenter
+from distill.corpus.shard_store import ShardStore
+from distill.corpus.shards import Shard, ShardSetup, ShardTokens
+from distill.corpus.source import NEURAL_SHARD_CHARS, Source, iter_shards, scan_sources
+from distill.corpus.tokenizing import load_tokenizer
+from distill.corpus.workers import tokenize_in_order
 from distill.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,11 +43,8 @@ __all__ = ["PackedRows", "data_hash", "pack_corpus"]
 
 logger = logging.getLogger(__name__)
 
-# Part of every data hash: raise it when the same input gives other rows.
-FORMAT_VERSION = 1
 _MIN_SEQ_LENGTH = 8
 
-Files = Sequence[tuple[Path, Path | None]]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
@@ -53,7 +57,10 @@ def pack_corpus(
     max_seq_length: int,
     packing: str = "chunks",
     output: Path,
+    segmenter: str | None = None,
+    references: Mapping[Path, Path] = {},
     processes: int = 1,
+    ray: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Pack text into output/train and output/dev (see rows.py) and return what output/info.json says of them.
@@ -63,42 +70,115 @@ def pack_corpus(
 
     Args:
         packing: a kind of layouts.py.
-        train, dev: (text file, reference file or None); without reference only '##' pieces continue words. dev may be
-            the fraction of train's documents to set apart (at least one), or 0 or empty for none.
+        train, dev: (text file, reference file or None). dev may be the fraction of train's documents to set apart (at
+            least one), or 0 or empty for none.
         output: must not exist.
-        processes: for tokenising; 1 works in this process.
+        segmenter: finds the words of texts without reference file; without it only '##' pieces continue words.
+        references: text -> file to write the reference to that the segmenter makes for it.
+        processes: that segment and tokenise; 1 works in this process.
+        ray: address of a Ray cluster that works instead of processes.
         progress: called with the number of characters just finished.
     Raises:
-        InputError: unusable settings, text or references; nothing is left under the name of the output.
+        InputError: unusable settings, text, references or segmenter; nothing is left behind.
+        OSError: a full disk, say; finished shards are left in the work folder, nothing under the name of the output.
     """
     output = Path(output)
     _check_settings(max_seq_length, packing, dev, output)
     tokenizer = load_tokenizer(tokenizer_dir)
-    sources, is_dev = _plan_splits(train, dev)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    with ExitStack() as on_exit:
-        on_exit.callback(shutil.rmtree, partial, ignore_errors=True)
-        packers = _open_packers(
-            partial, tokenizer, max_seq_length, packing=packing, splits=("train", "dev") if dev else ("train",)
-        )
-        for packer in packers.values():
-            on_exit.callback(packer.writer.abort)
-        backend = tokenizer.backend_tokenizer.to_str()
-        stream = tokenize_in_order(iter_batches(sources), tokenizer_json=backend, processes=processes)
-        for batch, tokens in on_exit.enter_context(closing(stream)):
-            _pack_batch(batch, tokens, is_dev(batch.documents), packers)
-            if progress is not None:
-                progress(sum(map(len, batch.lines)))
-        for packer in packers.values():
-            packer.finish()
-        info = {"format": FORMAT_VERSION, "packing": packing, "max_seq_length": max_seq_length}
-        info |= _describe(packers, tokenizer)
-        (partial / "info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-        partial.rename(output)
+    # With references for all text none is needed, and LTP may be missing.
+    spec = resolve_segmenter(segmenter) if segmenter and _lack_references(train, dev) else None
+    work = work_folder(output)
+    try:
+        sources, is_dev = _plan_splits(train, dev)
+        setup = ShardSetup(tokenizer.backend_tokenizer.to_str(), spec)
+        stream = _tokenize(sources, setup, processes=processes, ray=ray, work=work)
+        splits = ("train", "dev") if dev else ("train",)
+        packing_in_work = _Packing(work / "packed", tokenizer, max_seq_length, packing=packing, splits=splits)
+        with closing(stream), packing_in_work as target:
+            made = [references.get(source.text) if source.reference is None else None for source in sources]
+            _pack_stream(stream, is_dev, target, made, spec, progress)
+            info = {"format": FORMAT_VERSION, "packing": packing, "max_seq_length": max_seq_length}
+            info |= _describe(target.packers, tokenizer)
+            target.finish(info, output)
+    except InputError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work)
     _warn_of_uneven_split(info, dev)
     _warn_of_missing_borders(info, len(train))
     return info
+
+
+def _lack_references(train: Files, dev: Files | float) -> bool:
+    pairs = [*train, *(dev if not isinstance(dev, (int, float)) else [])]
+    return any(reference is None for _, reference in pairs)
+
+
+def work_folder(output: Path) -> Path:
+    """Where what is unfinished of a packed dataset lies; it is there only while, or after, a run did not finish."""
+    return output.with_name(f".{output.name}.work")
+
+
+def _tokenize(
+    sources: Sequence[Source], setup: ShardSetup, *, processes: int, ray: str | None, work: Path
+) -> Generator[tuple[Shard, ShardTokens]]:
+    neural = setup.segmenter is not None and is_neural(setup.segmenter)
+    shards = iter_shards(sources, shard_chars=NEURAL_SHARD_CHARS if neural else None)
+    # Torch's threads or the GPU are a neural model's parallelism.
+    processes = 1 if neural else processes
+    return tokenize_in_order(shards, setup, processes=processes, store=ShardStore(work / "shards", setup), ray=ray)
+
+
+def _pack_stream(
+    stream: Iterable[tuple[Shard, ShardTokens]],
+    is_dev: Callable[[Ints], Bools],
+    target: "_Packing",
+    references: Sequence[Path | None],
+    segmenter: str | None,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Everything between the tokens of the shards and finished rows and references."""
+    num_words = num_characters = 0
+    with ReferenceFiles(references) as reference_files:
+        for shard, tokens in stream:
+            reference_files.write(shard.file_number, tokens.references)
+            characters = int(shard.num_characters.sum())
+            _pack_shard(shard, tokens, is_dev(shard.documents), target.packers)
+            if tokens.references:
+                num_words, num_characters = num_words + tokens.num_words, num_characters + characters
+            if progress is not None:
+                progress(characters)
+        for packer in target.packers.values():
+            packer.finish()
+        for split, packer in target.packers.items():
+            packer.describe(split, 0)  # a split without tokens is an error before references get their names
+        reference_files.finish()
+    if segmenter == "words":
+        warn_of_unsplit_text(num_characters, num_words)
+
+
+class _Packing:
+    """The packers of all splits over one unfinished folder, which `finish` gives its name."""
+
+    def __init__(
+        self, folder: Path, tokenizer: "BertTokenizer", max_seq_length: int, *, packing: str, splits: Sequence[str]
+    ) -> None:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        self.folder = folder
+        self.packers = _open_packers(folder, tokenizer, max_seq_length, packing=packing, splits=splits)
+
+    def __enter__(self) -> "_Packing":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with ExitStack() as on_exit:
+            on_exit.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            for packer in self.packers.values():
+                on_exit.callback(packer.writer.abort)
+
+    def finish(self, info: dict[str, Any], output: Path) -> None:
+        (self.folder / "info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        self.folder.rename(output)
 
 
 def _open_packers(
@@ -114,37 +194,6 @@ def _open_packers(
         )
         for split in splits
     }
-
-
-def data_hash(
-    *, train: Files, dev: Files | float, tokenizer_dir: str, max_seq_length: int, packing: str = "chunks"
-) -> str:
-    """16 hex digits that name a packed dataset: the same for the same content, wherever the files lie."""
-    tokenizer = load_tokenizer(tokenizer_dir)
-    dev = dev or ()
-    # What decides the tokens, but not how the library of the day writes a tokenizer down.
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    parts = {
-        "format": FORMAT_VERSION,
-        "train": [[_hash_file(path) for path in pair] for pair in train],
-        "dev": dev if isinstance(dev, (int, float)) else [[_hash_file(path) for path in pair] for pair in dev],
-        "vocabulary": sorted(tokenizer.get_vocab().items()),
-        "special": sorted(tokenizer.all_special_ids),
-        "normalizer": backend["normalizer"],
-        "pre_tokenizer": backend["pre_tokenizer"],
-        "max_seq_length": max_seq_length,
-        "packing": packing,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _hash_file(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_settings(max_seq_length: int, packing: str, dev: Files | float, output: Path) -> None:
@@ -185,20 +234,31 @@ def _name_first(files: Files) -> str:
     return f" ({files[0][0]}{', ...' if len(files) > 1 else ''})" if files else ""
 
 
-def _pack_batch(batch: LineBatch, tokens: TokenizedLines, is_dev: Bools, packers: dict[str, Packer]) -> None:
-    characters = np.fromiter(map(len, batch.lines), dtype=np.int64, count=len(batch.lines))
+def _pack_shard(shard: Shard, tokens: ShardTokens, is_dev: Bools, packers: dict[str, Packer]) -> None:
     line_start = np.zeros(len(tokens.input_ids), dtype=bool)
     line_start[(np.cumsum(tokens.num_tokens) - tokens.num_tokens)[tokens.num_tokens > 0]] = True
     for split, packer in packers.items():
         lines = is_dev if split == "dev" else ~is_dev
-        if lines.any():
+        if not lines.any():
+            continue
+        num_characters = int(shard.num_characters[lines].sum())
+        documents = np.repeat(shard.documents[lines], tokens.num_tokens[lines])
+        if lines.all():
+            packer.add(
+                tokens.input_ids,
+                tokens.continuation,
+                documents,
+                line_start=line_start,
+                num_characters=num_characters,
+            )
+        else:
             picked = np.repeat(lines, tokens.num_tokens)
             packer.add(
                 tokens.input_ids[picked],
                 tokens.continuation[picked],
-                np.repeat(batch.documents[lines], tokens.num_tokens[lines]),
+                documents,
                 line_start=line_start[picked],
-                num_characters=int(characters[lines].sum()),
+                num_characters=num_characters,
             )
 
 

@@ -13,12 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from distill.corpus.characters import runs
 from distill.corpus.ltp_models import check_installed
+from distill.corpus.scoring import word_f1
 from distill.corpus.text import iter_lines
 from distill.errors import InputError
 
@@ -30,12 +31,17 @@ GB_PER_MILLION_CHARS = 0.8  # measured: 6 GB for 5 million words (8 million char
 
 
 def train_perceptron(
-    segmented: Path, output: Path, *, epochs: int = 2, threshold: float = 1e-3, max_sentences: int | None = None
+    segmented: Path | Sequence[Path],
+    output: Path,
+    *,
+    epochs: int = 2,
+    threshold: float = 1e-3,
+    max_sentences: int | None = None,
 ) -> dict[str, float | int]:
     """Trains an LTP perceptron (averaged perceptron, deterministic) and writes it as a folder for `ltp:FOLDER`.
 
     Args:
-        segmented: UTF-8, a sentence a line, words split by white space of any kind.
+        segmented: one text or several: UTF-8, a sentence a line, words split by white space of any kind.
         threshold: features whose weights sum to less are pruned; 1e-3 keeps nearly all, 6 makes a model of under 1 MB.
         max_sentences: an evenly spread sample of that size; memory is about 0.8 GB a million characters.
     Returns:
@@ -44,12 +50,13 @@ def train_perceptron(
     Raises:
         InputError: no sentences, no word borders, numbers out of range, or another model in `output`.
     """
-    _check_arguments(output, epochs, threshold, max_sentences)
+    check_arguments(output, epochs=epochs, threshold=threshold, max_sentences=max_sentences)
+    texts = [segmented] if isinstance(segmented, Path) else segmented
     check_installed(neural=False)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="distill-segmenter-") as folder:
         work = Path(folder)
-        counts = _write_sentences(segmented, work, max_sentences)
+        counts = _write_sentences(texts, work, max_sentences)
         _warn_of_memory(counts["characters"])
         held_out = bool(counts["held_out_sentences"])
         result = _run_trainer({"folder": folder, "epochs": epochs, "threshold": threshold, "held_out": held_out})
@@ -64,7 +71,8 @@ def train_perceptron(
     }
 
 
-def _check_arguments(output: Path, epochs: int, threshold: float, max_sentences: int | None) -> None:
+def check_arguments(output: Path, *, epochs: int, threshold: float, max_sentences: int | None) -> None:
+    """Raises InputError for what train_perceptron would refuse before it reads the text."""
     if epochs < 1:
         raise InputError(f"epochs: {epochs}; at least 1")
     if not threshold > 0:
@@ -83,21 +91,21 @@ def _check_arguments(output: Path, epochs: int, threshold: float, max_sentences:
             raise InputError(f"{output}: holds another model (config.json); name another folder")
 
 
-def _sentences(segmented: Path) -> Iterator[list[str]]:
+def _sentences(texts: Sequence[Path]) -> Iterator[list[str]]:
     """Word lists without white space, byte-order marks and control characters; blank lines left out."""
-    return (words for words in map(runs, iter_lines(segmented)) if words)
+    return (words for words in map(runs, chain.from_iterable(map(iter_lines, texts))) if words)
 
 
-def _write_sentences(segmented: Path, work: Path, max_sentences: int | None) -> dict[str, int]:
+def _write_sentences(texts: Sequence[Path], work: Path, max_sentences: int | None) -> dict[str, int]:
     """Writes train.txt and held_out.txt as LTP's trainer wants them."""
     total = words_found = 0
-    for words in _sentences(segmented):
+    for words in _sentences(texts):
         total += 1
         words_found += len(words)
     if not total:
-        raise InputError(f"{segmented}: no sentences; one a line, words split by spaces")
+        raise InputError(f"{texts[0]}: no sentences; one a line, words split by spaces")
     if words_found == total:
-        raise InputError(f"{segmented}: none of its {total} lines has two words; split the words by spaces")
+        raise InputError(f"{texts[0]}: none of its {total} lines has two words; split the words by spaces")
     keep = min(total, max_sentences or total)
     step = max(10, keep // HELD_OUT_SENTENCES)
     counts = {"sentences": 0, "words": 0, "characters": 0, "held_out_sentences": 0}
@@ -106,7 +114,7 @@ def _write_sentences(segmented: Path, work: Path, max_sentences: int | None) -> 
         (work / "train.txt").open("w", encoding="utf-8", newline="\n") as train,
         (work / "held_out.txt").open("w", encoding="utf-8", newline="\n") as held_out,
     ):
-        for number, words in enumerate(_sentences(segmented)):
+        for number, words in enumerate(_sentences(texts)):
             if (number + 1) * keep // total == number * keep // total:
                 continue
             kept += 1
@@ -157,22 +165,6 @@ def _install(model: Path, output: Path) -> None:
         unfinished = output / f".{name}.tmp"
         unfinished.write_bytes(content)
         unfinished.replace(output / name)
-
-
-def word_f1(gold: list[list[str]], found: list[list[str]]) -> float:
-    """F1 of words, a word being right if it starts and ends where the gold word does."""
-    right = num_gold = num_found = 0
-    for gold_words, found_words in zip(gold, found, strict=True):
-        gold_spans, found_spans = _spans(gold_words), _spans(found_words)
-        right += len(gold_spans & found_spans)
-        num_gold += len(gold_spans)
-        num_found += len(found_spans)
-    return 2 * right / (num_gold + num_found) if num_gold + num_found else 0.0
-
-
-def _spans(words: list[str]) -> set[tuple[int, int]]:
-    ends = list(accumulate(map(len, words)))
-    return set(zip([0, *ends], ends, strict=False))
 
 
 def main() -> None:

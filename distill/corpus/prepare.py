@@ -1,10 +1,11 @@
 """From a recipe's `data` to a packed dataset, each step skipped when its result is there already.
 
  1. The segmenter: named, or trained from segmented text into `folder/segmenter-<hash>`.
- 2. References of the texts that have none, into `folder/references-<hash>`.
- 3. The packed dataset, `folder/<hash>`, with train, dev and info.json.
+ 2. In one pass over the text: references of the texts that have none, into `folder/references-<hash>`, and the packed
+    dataset, `folder/<hash>`, with train, dev and info.json.
 
-Every hash is of content, so that the same input is never prepared twice and other input never mistaken for it.
+Every hash is of content, so that the same input is never prepared twice and other input never mistaken for it. What
+is unfinished lies in `folder/.<hash>.work`, and the next run with the same input goes on from there.
 """
 
 import hashlib
@@ -14,14 +15,19 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
-from distill.corpus import ltp_models
 from distill.corpus.data_json import read_data_json
-from distill.corpus.packing import Files, data_hash, pack_corpus
+from distill.corpus.dictionary import read_dictionary
+from distill.corpus.hashing import Files, data_hash, hash_file
+from distill.corpus.lock import exclusive
+from distill.corpus.neural_time import report_neural_time
+from distill.corpus.packing import pack_corpus, work_folder
 from distill.corpus.perceptron_training import train_perceptron
 from distill.corpus.reference import reference_paths, write_references
-from distill.corpus.segment import RULES_VERSION, check_segmenter, segmenter_fingerprint
-from distill.corpus.text import expand_text, text_root
+from distill.corpus.segment import add_dictionary, check_segmenter, resolve_segmenter, words_fingerprint
+from distill.corpus.text import estimate_characters, expand_text, text_root
+from distill.corpus.text_names import skipping_bad, without_skip_bad
 from distill.corpus.tokenizing import load_tokenizer
 from distill.errors import InputError
 from distill.recipe import Data, TrainSegmenter
@@ -49,35 +55,35 @@ def check_data(data: Data, *, where: str) -> None:
                 f'segmenter, or set "mask": "token"'
             )
         if missing and isinstance(data.segmenter, str):
-            _check_segmenter_files(data.segmenter)
+            # References made earlier are used without LTP.
+            check_segmenter(add_dictionary(data.segmenter, data.dictionary), needs_ltp=False)
         elif missing and isinstance(data.segmenter, TrainSegmenter) and not Path(data.segmenter.train).is_file():
             raise InputError(f"{where}: segmenter: {data.segmenter.train}: no such file of segmented text")
-
-
-def _check_segmenter_files(spec: str) -> None:
-    """As `check_segmenter`, but LTP itself may be missing: references made earlier are used without it."""
-    location = spec.removeprefix("ltp:")
-    if location == spec or not location:
-        check_segmenter(spec)
-    elif not ltp_models.is_hub_id(location):
-        ltp_models.inspect_folder(location)
+        elif missing and data.dictionary is not None:
+            read_dictionary(Path(data.dictionary))
 
 
 def list_files(data: Data) -> tuple[Files, Files | float]:
     """(text, its reference or None) for training, and the same for dev, or dev's fraction."""
     if data.files is not None:
         found = read_data_json(data.files)
-        return found.train, found.dev
+        if not data.skip_bad:
+            return found.train, found.dev
+        return _skipping_bad(found.train), _skipping_bad(found.dev)
     assert data.text is not None
-    train: Files = [(path, None) for path in expand_text(data.text)]
+    train: Files = [(path, None) for path in expand_text(data.text, skip_bad=data.skip_bad)]
     if isinstance(data.dev, float):
         return train, data.dev
-    dev: Files = [(path, None) for path in expand_text(data.dev)] if data.dev else []
+    dev: Files = [(path, None) for path in expand_text(data.dev, skip_bad=data.skip_bad)] if data.dev else []
     held_out = {os.path.abspath(path) for path, _ in dev}
     train = [pair for pair in train if os.path.abspath(pair[0]) not in held_out]
     if not train:
         raise InputError(f"all {len(dev)} text file(s) are dev files, such as {dev[0][0]}; name other text to train on")
     return train, dev
+
+
+def _skipping_bad(files: Files) -> Files:
+    return [(skipping_bad(text), reference) for text, reference in files]
 
 
 def prepare_dataset(
@@ -89,46 +95,70 @@ def prepare_dataset(
     processes: int,
     progress: Progress,
     report: Report,
+    ray: str | None = None,
 ) -> Path:
     """The packed dataset of a stage, made if it is not there.
 
     Args:
-        folder: where segmenters, references and datasets lie.
+        folder: where segmenters, references and datasets lie; one run at a time works there, others wait.
         report: takes one line about each finished step.
+        ray: address of a Ray cluster that works instead of processes.
     Raises:
         InputError: unusable text, references, segmenter or tokenizer; finished steps stay, no half ones do.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    train, dev = list_files(data)
-    if data.mask == "whole_word":
-        pairs = [*train, *(dev if not isinstance(dev, float) else [])]
-        texts = [text for text, reference in pairs if reference is None]
-        if texts:
-            spec = _segmenter_spec(data, folder, report)
-            made = _references(texts, data, spec, tokenizer, folder, processes, progress, report)
-            train = [(text, reference or made[text]) for text, reference in train]
-            if not isinstance(dev, float):
-                dev = [(text, reference or made[text]) for text, reference in dev]
-    else:
-        train = [(text, None) for text, _ in train]
-        dev = dev if isinstance(dev, float) else [(text, None) for text, _ in dev]
-    name = data_hash(train=train, dev=dev, tokenizer_dir=str(tokenizer), max_seq_length=max_seq_length,
-                     packing=data.packing)  # fmt: skip
-    packed = folder / name
-    if not (packed / "info.json").exists():
+    with exclusive(folder, report):
+        train, dev = list_files(data)
+        spec, references = None, dict[Path, Path]()
+        if data.mask == "whole_word":
+            pairs = [*train, *(dev if not isinstance(dev, float) else [])]
+            texts = list(dict.fromkeys(text for text, reference in pairs if reference is None))
+            if texts:
+                spec = _segmenter_spec(data, folder, report)
+                references = _reference_files(texts, data, spec, tokenizer, folder)
+        else:
+            train = [(text, None) for text, _ in train]
+            dev = dev if isinstance(dev, float) else [(text, None) for text, _ in dev]
+        settings: dict[str, Any] = {
+            "tokenizer_dir": str(tokenizer), "max_seq_length": max_seq_length, "packing": data.packing,
+            "segmenter": spec,
+        }  # fmt: skip
+        packed = folder / data_hash(train=train, dev=dev, **settings)
+        if (packed / "info.json").exists():
+            shutil.rmtree(work_folder(packed), ignore_errors=True)  # of a run that was killed at its very end
+            return packed
         shutil.rmtree(packed, ignore_errors=True)
-        with progress("packing", estimate_characters([text for text, _ in train])) as advance:
-            info = pack_corpus(train=train, dev=dev, tokenizer_dir=str(tokenizer), max_seq_length=max_seq_length,
-                               packing=data.packing, output=packed, processes=processes, progress=advance)  # fmt: skip
+        if all(path.exists() for path in references.values()) and not work_folder(packed).exists():
+            # Made before for another length, say. A run that stopped half way goes on with what it has segmented.
+            train, dev, references = _with_references(train, references), _with_references(dev, references), {}
+        if spec is not None and references:
+            settings["segmenter"] = _say_time(spec, list(references), report, ray)
+        with progress("preparing text", estimate_characters([text for text, _ in train])) as advance:
+            info = pack_corpus(train=train, dev=dev, output=packed, references=references, processes=processes,
+                               ray=ray, progress=advance, **settings)  # fmt: skip
         parts = [f"{info[split]['rows']:,} {split} rows" for split in ("train", "dev") if split in info]
         report(f"packed {' and '.join(parts)} of {max_seq_length} tokens into {packed}")
-    return packed
+        return packed
+
+
+def _with_references(files: Any, references: dict[Path, Path]) -> Any:
+    """The files, or the fraction for dev, with the references that are there for them."""
+    if isinstance(files, float):
+        return files
+    return [(text, reference or references[text]) for text, reference in files]
+
+
+def _say_time(spec: str, texts: Sequence[Path], report: Report, ray: str | None) -> str:
+    """Reports how long a neural segmenter will take in this process; returns the resolved spec."""
+    spec = resolve_segmenter(spec)
+    if ray is None:
+        report_neural_time(spec, texts, report)
+    return spec
 
 
 def _segmenter_spec(data: Data, folder: Path, report: Report) -> str:
     """The segmenter's spec; one that is to be trained is trained first."""
     if isinstance(data.segmenter, str):
-        return data.segmenter
+        return add_dictionary(data.segmenter, data.dictionary)
     assert data.segmenter is not None
     source = Path(data.segmenter.train)
     output = folder / f"segmenter-{_hash_of(source.read_bytes())}"
@@ -136,53 +166,69 @@ def _segmenter_spec(data: Data, folder: Path, report: Report) -> str:
         result = train_perceptron(source, output)
         report(f"trained an LTP perceptron on {result['sentences']:,} sentences in {result['seconds']:.1f} s: "
                f"word F1 {100 * result['held_out_f1']:.1f} on held-out sentences")  # fmt: skip
-    return f"ltp:{output}"
+    return add_dictionary(f"ltp:{output}", data.dictionary)
 
 
-def _references(
-    texts: Sequence[Path], data: Data, spec: str, tokenizer: Path, folder: Path, processes: int, progress: Progress,
-    report: Report,
-) -> dict[Path, Path]:  # fmt: skip
-    """Text -> its reference file below folder/references-<hash>; written if they are not all there."""
+def _reference_files(texts: Sequence[Path], data: Data, spec: str, tokenizer: Path, folder: Path) -> dict[Path, Path]:
+    """Text -> its reference file below folder/references-<hash>."""
     patterns = data.text + (data.dev if isinstance(data.dev, list) else []) if data.text else texts
     root = text_root(patterns)
+    output = folder / f"references-{_references_hash(texts, root, spec, tokenizer)}"
+    return dict(zip(texts, reference_paths(texts, root, output), strict=True))
+
+
+def _references_hash(texts: Sequence[Path], root: Path, spec: str, tokenizer: Path) -> str:
     backend = json.loads(load_tokenizer(tokenizer).backend_tokenizer.to_str())
-    parts = [_fingerprint(spec), json.dumps(backend, sort_keys=True)]
-    for text in texts:
-        with text.open("rb") as file:
-            parts.append(f"{os.path.relpath(text, root)} {hashlib.file_digest(file, 'sha256').hexdigest()}")
-    output = folder / f"references-{_hash_of(chr(10).join(parts).encode())}"
-    references = reference_paths(texts, root, output)
-    if not all(path.exists() for path in references):
-        with progress("references", estimate_characters(texts)) as advance:
-            counts = write_references(texts, references, segmenter=spec, tokenizer_dir=str(tokenizer),
-                                      processes=processes, progress=advance)  # fmt: skip
-        report(f"wrote references of {counts['lines']:,} lines, {counts['words']:,} words into {output}")
-    return dict(zip(texts, references, strict=True))
+    parts = [words_fingerprint(spec), json.dumps(backend, sort_keys=True)]
+    parts += [f"{os.path.relpath(without_skip_bad(text), root)} {hash_file(text)}" for text in texts]
+    return _hash_of("\n".join(parts).encode())
 
 
-def _fingerprint(spec: str) -> str:
-    """What decides the segmenter's words: its files and our rules.
+def prepare_references(
+    patterns: Sequence[str | Path],
+    *,
+    output: Path,
+    tokenizer: Path,
+    segmenter: str,
+    skip_bad: bool = False,
+    processes: int,
+    progress: Progress,
+    report: Report,
+    ray: str | None = None,
+) -> dict[str, int]:
+    """References of all text that files, folders and glob patterns name, below `output`; made if they are not there.
 
-    LTP's version is left out, unlike in `segmenter_fingerprint`, so that references serve where LTP is not installed.
+    output/references.json says what they were made of; a run on other input replaces what is there.
+
+    Args:
+        skip_bad: leave out lines and records that are not usable, with a warning; see expand_text.
+    Returns: files, lines, characters, words, marks (positions written).
+    Raises:
+        InputError: see write_references.
     """
-    if not spec.startswith("ltp:"):
-        return segmenter_fingerprint(spec)
-    location = spec.removeprefix("ltp:")
-    folder = ltp_models.inspect_folder(
-        str(ltp_models.download(location)) if ltp_models.is_hub_id(location) else location
-    )
-    return _hash_of("\n".join([RULES_VERSION, *(_hash_of(file.read_bytes()) for file in folder.files)]).encode())
-
-
-def estimate_characters(texts: Sequence[Path]) -> int:
-    """About how many characters the files hold, from the start of each; for progress bars."""
-    total = 0.0
-    for text in texts:
-        with text.open("rb") as file:
-            head = file.read(1 << 16)
-        total += text.stat().st_size * len(head.decode("utf-8", errors="ignore")) / max(1, len(head))
-    return int(total)
+    texts = expand_text(patterns, skip_bad=skip_bad)
+    root = text_root(patterns)
+    references = reference_paths(texts, root, output)
+    with exclusive(output, report):
+        manifest = output / "references.json"
+        name = _references_hash(texts, root, segmenter, tokenizer)
+        made = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+        work = output / f".{name}.work"
+        if made.get("hash") == name and all(path.exists() for path in references):
+            shutil.rmtree(work, ignore_errors=True)
+            report(f"{output}: up to date")
+            return made["counts"]
+        manifest.unlink(missing_ok=True)
+        segmenter = _say_time(segmenter, texts, report, ray)
+        with progress("references", estimate_characters(texts)) as advance:
+            counts = write_references(texts, references, segmenter=segmenter, tokenizer_dir=str(tokenizer),
+                                      processes=processes, progress=advance, work=work, ray=ray)  # fmt: skip
+        counts = {"files": len(texts), **counts}
+        partial = manifest.with_name(".references.json.tmp")
+        partial.write_text(json.dumps({"hash": name, "counts": counts}, indent=1) + "\n", encoding="utf-8")
+        partial.replace(manifest)
+        shutil.rmtree(work)
+        return counts
 
 
 def _hash_of(content: bytes) -> str:

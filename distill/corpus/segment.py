@@ -1,11 +1,13 @@
 """Finding words: `ltp:FOLDER_OR_HUB_ID` (perceptron or neural), `jieba`, or `words` (text already split by spaces).
 
+`SPEC#FILE` adds a dictionary of words to keep whole (dictionary.py).
+
 1. A line is cleaned of what BERT's tokenizer drops and split at white space into runs (characters.py).
 2. Long runs are cut into windows, because neural LTP reads 510 word pieces and silently glues the rest into one word.
 3. The segmenter cuts each window into words; Latin words and numbers it cut (BE|RT, 5|G) are joined again, because
    BERT's tokenizer never parts them either; the words go back to their line.
 
-LTP folders and hub ids are in ltp_models.py, training of perceptrons in perceptron_training.py.
+LTP folders and hub ids are in ltp_models.py, neural models in ltp_neural.py, training in perceptron_training.py.
 """
 
 import hashlib
@@ -16,21 +18,26 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from distill.corpus import ltp_models
 from distill.corpus.characters import runs, windows
+from distill.corpus.dictionary import Cut, dictionary_fingerprint, read_dictionary, with_dictionary
+from distill.corpus.ltp_neural import load_neural, neural_windows
 from distill.corpus.perceptron_training import train_perceptron
 from distill.errors import InputError
 
 __all__ = [
     "Segmenter",
+    "add_dictionary",
     "check_segmenter",
     "is_neural",
     "load_segmenter",
     "resolve_segmenter",
     "segmenter_fingerprint",
     "train_perceptron",
+    "words_fingerprint",
 ]
 
 KINDS = "ltp:FOLDER (or ltp:HUB_ID such as ltp:LTP/small), jieba, or words (text already split by spaces)"
@@ -48,7 +55,7 @@ class Segmenter(Protocol):
 class RunSegmenter:
     """A segmenter made of a function that cuts runs into words and one that cuts long runs into windows."""
 
-    cut: Callable[[list[str]], list[list[str]]]
+    cut: Cut
     split: Callable[[str], Iterable[str]]
 
     def segment(self, lines: Sequence[str]) -> list[list[str]]:
@@ -81,29 +88,50 @@ def _join_latin(piece: str, words: list[str]) -> list[str]:
     return joined
 
 
+def add_dictionary(spec: str, dictionary: str | Path | None) -> str:
+    """The spec of the same segmenter with a user's dictionary, if there is one."""
+    return spec if dictionary is None else f"{spec}#{dictionary}"
+
+
+def _split_spec(spec: str) -> tuple[str, Path | None]:
+    """(spec without dictionary, dictionary file or None); a folder that is really called so is meant literally."""
+    base, mark, dictionary = spec.rpartition("#")
+    if not mark or Path(spec.removeprefix("ltp:")).exists():
+        return spec, None
+    return base, Path(dictionary).expanduser()
+
+
 def load_segmenter(spec: str) -> Segmenter:
     """The segmenter `spec` names, ready for use. A hub id is downloaded first.
 
     Raises:
         InputError: as check_segmenter, and if a model's files are damaged or the hub cannot be reached.
     """
-    spec = resolve_segmenter(spec)
+    spec, dictionary = _split_spec(resolve_segmenter(spec))
     if spec == "words":
         return RunSegmenter(cut=lambda pieces: [[piece] for piece in pieces], split=lambda run: (run,))
     if spec == "jieba":
-        return RunSegmenter(cut=_load_jieba(), split=_short_windows)
+        return RunSegmenter(cut=_load_jieba(dictionary), split=_short_windows)
     folder = ltp_models.inspect_folder(spec.removeprefix("ltp:"))
-    if folder.neural:
-        return RunSegmenter(cut=ltp_models.load_neural(folder), split=ltp_models.neural_windows)
-    return RunSegmenter(cut=ltp_models.load_perceptron(folder), split=_short_windows)
+    cut = load_neural(folder) if folder.neural else ltp_models.load_perceptron(folder)
+    if dictionary is not None:
+        cut = with_dictionary(cut, read_dictionary(dictionary))
+    return RunSegmenter(cut=cut, split=neural_windows if folder.neural else _short_windows)
 
 
-def check_segmenter(spec: str) -> None:
+def check_segmenter(spec: str, *, needs_ltp: bool = True) -> None:
     """Finds what can be wrong with `spec` without loading or downloading a model.
 
+    Args:
+        needs_ltp: whether the package must be installed for a model of it.
     Raises:
         InputError: unknown kind, missing folder or file, git-lfs pointer, package not installed; says what to do.
     """
+    spec, dictionary = _split_spec(spec)
+    if dictionary is not None:
+        if spec == "words":
+            raise InputError("segmenter 'words': the text's own spaces decide, a dictionary has no say; leave it out")
+        read_dictionary(dictionary)
     if spec in ("words", "jieba"):
         if spec == "jieba" and importlib.util.find_spec("jieba") is None:
             raise InputError("segmenter 'jieba': the package jieba is not installed; `pip install jieba`")
@@ -112,28 +140,33 @@ def check_segmenter(spec: str) -> None:
     if not spec.startswith("ltp:") or not location:
         raise InputError(f"segmenter {spec!r}: unknown; use {KINDS}")
     neural = None if ltp_models.is_hub_id(location) else ltp_models.inspect_folder(location).neural
-    ltp_models.check_installed(neural=neural)
+    if needs_ltp:
+        ltp_models.check_installed(neural=neural)
 
 
 def resolve_segmenter(spec: str) -> str:
     """`spec` with a hub id replaced by the folder it was downloaded to; checked."""
     check_segmenter(spec)
-    location = spec.removeprefix("ltp:")
-    if spec.startswith("ltp:") and ltp_models.is_hub_id(location):
-        spec = f"ltp:{ltp_models.download(location)}"
+    base, dictionary = _split_spec(spec)
+    location = base.removeprefix("ltp:")
+    if base.startswith("ltp:") and ltp_models.is_hub_id(location):
+        spec = add_dictionary(f"ltp:{ltp_models.download(location)}", dictionary)
         check_segmenter(spec)
     return spec
 
 
 def is_neural(spec: str) -> bool:
     """Whether a resolved `spec` is a neural LTP model: some 400 times slower on a CPU, and best in one process."""
+    spec, _ = _split_spec(spec)
     return spec.startswith("ltp:") and ltp_models.inspect_folder(spec.removeprefix("ltp:")).neural
 
 
 def segmenter_fingerprint(spec: str) -> str:
     """A hex hash of what decides the segmenter's output: our rules, its package's version, its files' contents."""
-    spec = resolve_segmenter(spec)
+    spec, dictionary = _split_spec(resolve_segmenter(spec))
     digest = hashlib.sha256(f"rules {RULES_VERSION}\n".encode())
+    if dictionary is not None:
+        digest.update(f"dictionary {dictionary_fingerprint(dictionary)}\n".encode())
     if spec.startswith("ltp:"):
         folder = ltp_models.inspect_folder(spec.removeprefix("ltp:"))
         package = "ltp" if folder.neural else "ltp-extension"
@@ -148,15 +181,36 @@ def segmenter_fingerprint(spec: str) -> str:
     return digest.hexdigest()
 
 
+def words_fingerprint(spec: str) -> str:
+    """What decides a segmenter's words: its files, the dictionary and our rules.
+
+    LTP's version is left out, unlike in `segmenter_fingerprint`, so that what is prepared serves where LTP is not
+    installed.
+    """
+    base, dictionary = _split_spec(spec)
+    if not base.startswith("ltp:"):
+        return segmenter_fingerprint(spec)
+    location = base.removeprefix("ltp:")
+    folder = ltp_models.inspect_folder(
+        str(ltp_models.download(location)) if ltp_models.is_hub_id(location) else location
+    )
+    parts = [RULES_VERSION, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.files)]
+    if dictionary is not None:
+        parts.append(f"dictionary {dictionary_fingerprint(dictionary)}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
 def _short_windows(run: str) -> Iterable[str]:
     return windows(run, WINDOW_CHARS)
 
 
-def _load_jieba() -> Callable[[list[str]], list[list[str]]]:
+def _load_jieba(dictionary: Path | None) -> Cut:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # jieba 0.42.1 imports pkg_resources and has invalid escape sequences
         import jieba
     jieba.setLogLevel(logging.WARNING)
     tokenizer = jieba.Tokenizer()
     tokenizer.initialize()
+    if dictionary is not None:
+        tokenizer.load_userdict(str(dictionary))
     return lambda pieces: [tokenizer.lcut(piece) for piece in pieces]

@@ -1,28 +1,51 @@
-"""Finding text files and reading their lines. Nothing here knows words, tokens or models.
+"""Finding text and reading its lines. Nothing here knows words, tokens or models.
 
-A text file is UTF-8, one passage a line, a blank line ends a document. Lines end at "\\n", "\\r\\n" or "\\r" and
-nowhere else: U+2028 or a form feed stays inside its line.
+Text is UTF-8, one passage a line, a blank line ends a document. Lines end at "\\n", "\\r\\n" or "\\r" and nowhere else:
+U+2028 or a form feed stays inside its line. It comes in plain, .gz, .xz or .zst files, in records (.jsonl, .parquet,
+.arrow: a record is a document), in a folder that `datasets` saved, or from the hub. What a name may say after "#" is in
+text_names.py, how the kinds of files are opened in formats.py.
 """
 
 import glob
+import io
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
+from distill.corpus.formats import (
+    BadRecord,
+    estimate_bytes,
+    iter_records,
+    open_bytes,
+    passages,
+    replace_surrogates,
+    unpacking_errors,
+)
+from distill.corpus.saved_datasets import HUB, dataset_files, hub_files, is_dataset
+from distill.corpus.text_names import COMPRESSIONS, RECORD_KINDS, TextName, kind_of, skipping_bad, text_file
 from distill.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 REFERENCE_ENDING = "_ref.txt"
-FIRST_SURROGATE, LAST_SURROGATE = "\udc80", "\udcff"  # how "surrogateescape" writes a byte that is not UTF-8
+# What counts as text below a folder; a file that is named itself may be called anything.
+TEXT_ENDINGS = (*(f"{kind}{packed}" for kind in (".txt", ".jsonl") for packed in ("", *COMPRESSIONS)), ".parquet")
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how "surrogateescape" writes a byte that is not UTF-8
+_SAMPLE_BYTES = 1 << 18
 
 
-def expand_text(patterns: Sequence[str | Path]) -> list[Path]:
-    """The text files that files, folders (every *.txt below) and glob patterns name: sorted within each, each once.
+def expand_text(patterns: Sequence[str | Path], *, skip_bad: bool = False) -> list[Path]:
+    """The text files that the patterns name: sorted within each, each once.
 
-    Hidden files and the references that lie beside their text (x_ref.txt beside x.txt) are no text.
+    A pattern is a file, a folder (every *.txt, *.jsonl, also packed, and *.parquet below), a glob pattern, a folder
+    that `datasets` saved, or `hf:OWNER/NAME[:CONFIG[:SPLIT]]`; #FIELD after it names the field of records. Hidden files
+    and the references that lie beside their text (x_ref.txt beside x.txt) are no text.
 
+    Args:
+        skip_bad: leave out what is not UTF-8 or no record, with a warning, instead of refusing it.
     Raises:
         InputError: if one of them names nothing, or all files together are empty.
     """
@@ -30,30 +53,45 @@ def expand_text(patterns: Sequence[str | Path]) -> list[Path]:
     for pattern in patterns:
         files = _files_of(str(pattern))
         if not files:
-            raise InputError(f"{pattern}: no text found; give a file, a folder with *.txt below it, or a glob pattern")
+            raise InputError(
+                f"{pattern}: no text found; give a file, a folder with *.txt, *.jsonl or *.parquet below it, or a glob "
+                "pattern"
+            )
         for file in files:
-            found.setdefault(os.path.abspath(file), file)
+            found.setdefault(os.path.abspath(file), skipping_bad(file) if skip_bad else file)
     if not found:
         raise InputError("no text given; name files, folders with *.txt below them, or glob patterns")
-    if all(file.stat().st_size == 0 for file in found.values()):
+    if all(text_file(file).stat().st_size == 0 for file in found.values()):
         raise InputError(f"empty corpus: {len(found)} file(s), all of 0 bytes, such as {next(iter(found.values()))}")
     return list(found.values())
 
 
 def _files_of(pattern: str) -> list[Path]:
-    pattern = os.path.expanduser(pattern)
+    name = TextName.parse(os.path.expanduser(pattern))
+    pattern = str(name.file)
+    if pattern.startswith(HUB):
+        return [name.at(file) for file in hub_files(pattern)]
     if os.path.isfile(pattern):
-        return [Path(pattern)]
+        if name.field and kind_of(name.file) not in RECORD_KINDS:
+            raise InputError(f"{pattern}#{name.field}: lines of text have no fields; only {', '.join(RECORD_KINDS)} do")
+        return [name.at(name.file)]
     # A folder or file whose name holds [ or * is meant literally if it exists.
     matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
     files: list[Path] = []
     for match in map(Path, matches):
-        if match.is_dir():
-            below = (file for file in match.rglob("*.txt") if file.is_file())
-            files += sorted(file for file in below if not _is_hidden(file.relative_to(match)))
+        if is_dataset(match):
+            files += dataset_files(match)
+        elif match.is_dir():
+            files += texts_below(match)
         elif match.is_file():
             files.append(match)
-    return sorted({file for file in files if not _is_reference_of_a_neighbour(file)})
+    return [name.at(file) for file in sorted({file for file in files if not _is_reference_of_a_neighbour(file)})]
+
+
+def texts_below(folder: Path) -> list[Path]:
+    """The text files at any depth below a folder, sorted; hidden ones left out."""
+    below = (file for file in folder.rglob("*") if file.name.lower().endswith(TEXT_ENDINGS) and file.is_file())
+    return sorted(file for file in below if not _is_hidden(file.relative_to(folder)))
 
 
 def _is_hidden(relative: Path) -> bool:
@@ -63,10 +101,11 @@ def _is_hidden(relative: Path) -> bool:
 def _is_reference_of_a_neighbour(file: Path) -> bool:
     if not file.name.endswith(REFERENCE_ENDING):
         return False
-    text = file.with_name(file.name.removesuffix(REFERENCE_ENDING) + ".txt")
-    if text.is_file():
-        logger.info("%s: left out, it looks like the reference of %s", file, text.name)
-        return True
+    name = file.name.removesuffix(REFERENCE_ENDING)
+    for text in (file.with_name(name + ".txt"), text_file(file.with_name(name))):
+        if text.is_file():
+            logger.info("%s: left out, it looks like the reference of %s", file, text.name)
+            return True
     return False
 
 
@@ -78,6 +117,10 @@ def text_root(patterns: Sequence[str | Path]) -> Path:
     """
     roots = []
     for pattern in map(os.path.expanduser, map(str, patterns)):
+        pattern = str(text_file(pattern))
+        if pattern.startswith(HUB):
+            roots.append(os.path.commonpath([os.path.abspath(file.parent) for file in hub_files(pattern)]))
+            continue
         if not os.path.exists(pattern):
             parts = Path(pattern).parts
             fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
@@ -89,32 +132,107 @@ def text_root(patterns: Sequence[str | Path]) -> Path:
 
 
 def iter_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file without their ends, blank ones too; a byte-order mark at the start is dropped.
+    """The lines of a text without their ends, blank ones too; a byte-order mark at the start is dropped.
+
+    A line or record that `#skip-bad` leaves out is an empty line, so that references keep their line numbers.
 
     Raises:
-        InputError: if the file cannot be opened, or a line (named by its number) is not UTF-8.
+        InputError: if the file cannot be opened or is damaged, or a line or record (named by its number) is unusable.
     """
+    name = TextName.parse(path)
     try:
-        with open(path, encoding="utf-8-sig", newline=None) as file:
-            for line in file:
+        if kind_of(name.file) in RECORD_KINDS:
+            yield from _lines_of_records(name)
+        elif name.skip_bad:
+            yield from _usable_lines(name.file)
+        else:
+            yield from _all_lines(name.file)
+    except OSError as error:
+        raise InputError(f"{name.file}: cannot be read: {error.strerror or error}") from error
+    except unpacking_errors() as error:
+        raise InputError(f"{name.file}: damaged or cut short ({error}); make or fetch it again") from error
+
+
+def _all_lines(file: Path) -> Iterator[str]:
+    try:
+        with _open_lines(file) as lines:
+            for line in lines:
                 yield line.removesuffix("\n")
     except UnicodeDecodeError as error:
-        number, byte = _first_undecodable_line(path)
+        number, byte = _first_undecodable_line(file)
         raise InputError(
-            f"{path}: line {number}: not UTF-8 (byte 0x{byte:02x}); convert the file to UTF-8, for instance with "
-            "`iconv -f gb18030 -t utf-8`"
+            f"{file}: line {number}: not UTF-8 (byte 0x{byte:02x}); convert the file to UTF-8, for instance with "
+            '`iconv -f gb18030 -t utf-8`, or leave such lines out with --skip-bad (recipe: "skip_bad": true)'
         ) from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _first_undecodable_line(path: Path) -> tuple[int, int]:
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline=None) as file:
-        for number, line in enumerate(file, start=1):
-            for character in line:
-                if FIRST_SURROGATE <= character <= LAST_SURROGATE:
-                    return number, ord(character) - 0xDC00
-    raise AssertionError(f"{path} changed while it was read")
+def _open_lines(file: Path, errors: str = "strict") -> io.TextIOWrapper:
+    return io.TextIOWrapper(open_bytes(file), encoding="utf-8-sig", errors=errors, newline=None)
+
+
+def _first_undecodable_line(file: Path) -> tuple[int, int]:
+    with _open_lines(file, "surrogateescape") as lines:
+        for number, line in enumerate(lines, start=1):
+            if wrong := _NOT_UTF8.search(line):
+                return number, ord(wrong[0]) - 0xDC00
+    raise AssertionError(f"{file} changed while it was read")
+
+
+def _usable_lines(file: Path) -> Iterator[str]:
+    number = skipped = first = 0
+    with _open_lines(file, "surrogateescape") as lines:
+        for number, line in enumerate(lines, start=1):
+            if _NOT_UTF8.search(line):
+                skipped += 1
+                first = first or number
+                yield ""
+            else:
+                yield line.removesuffix("\n")
+    if skipped:
+        _warn_once(f"{file}: {skipped:,} of {number:,} lines left out, not UTF-8; the first is line {first}")
+
+
+def _lines_of_records(name: TextName) -> Iterator[str]:
+    records = skipped = repaired = 0
+    first = ""
+    for record in iter_records(name):
+        records += 1
+        if isinstance(record, BadRecord):
+            if not name.skip_bad:
+                raise InputError(f'{record}; --skip-bad (recipe: "skip_bad": true) leaves such records out')
+            skipped += 1
+            first = first or str(record)
+        else:
+            text, halves = replace_surrogates(record)
+            repaired += halves
+            yield from passages(text)
+        yield ""
+    if skipped:
+        _warn_once(f"{name.file}: {skipped:,} of {records:,} records left out; the first: {first}")
+    if repaired:
+        _warn_once(f"{name.file}: {repaired:,} halves of surrogate pairs, which are no characters, left out")
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """A text is read several times; one warning is enough."""
+    logger.warning("%s", message)
+
+
+def estimate_characters(texts: Sequence[Path]) -> int:
+    """About how many characters the texts hold, from the start of each; for progress bars."""
+    return int(sum(map(_estimate_characters, texts)))
+
+
+def _estimate_characters(text: Path) -> float:
+    file = text_file(text)
+    if kind_of(file) in (".parquet", ".arrow"):
+        return file.stat().st_size / 3  # as if it held Chinese only, at three bytes a character
+    try:
+        head, size = estimate_bytes(file, _SAMPLE_BYTES)
+    except (OSError, *unpacking_errors()):  # type: ignore[misc]
+        return 0.0  # whoever reads its lines says what is wrong
+    return len(head.decode("utf-8", errors="ignore")) * size / max(1, len(head))
 
 
 def is_blank(line: str) -> bool:
