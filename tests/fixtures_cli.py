@@ -81,8 +81,9 @@ class Project:
         return self.write(f"{name}/vocab.txt", "".join(f"{token}\n" for token in vocab)).parent
 
     def files(self) -> dict[str, int]:
-        """Every path below the working directory with the time of its last change."""
-        return {str(path.relative_to(self.root)): path.stat().st_mtime_ns for path in sorted(self.root.rglob("*"))}
+        """Every path below the working directory, files with the time of their last change."""
+        paths = sorted(self.root.rglob("*"))
+        return {str(path.relative_to(self.root)): path.stat().st_mtime_ns if path.is_file() else 0 for path in paths}
 
 
 @pytest.fixture(scope="session")

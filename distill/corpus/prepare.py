@@ -127,7 +127,7 @@ def prepare_dataset(
             shutil.rmtree(work_folder(packed), ignore_errors=True)  # of a run that was killed at its very end
             return packed
         shutil.rmtree(packed, ignore_errors=True)
-        if all(path.exists() for path in references.values()) and not work_folder(packed).exists():
+        if references and all(path.exists() for path in references.values()) and not work_folder(packed).exists():
             # Made before for another length, say. A run that stopped half way goes on with what it has segmented.
             train, dev, references = _with_references(train, references), _with_references(dev, references), {}
         if spec is not None and references:
