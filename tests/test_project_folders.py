@@ -44,7 +44,7 @@ def call(function):
         (lambda p: shutil.rmtree(p.root / "pretrained_model_path/RoBERTa"), "pretrained_model_path"),
         (lambda p: p.write("pretrained_model_path/ltp/config.json", "{}"), "not an LTP config"),
         (lambda p: (p.write("pretrained_model_path/ltp/config.json", "{}"), shutil.rmtree(p.root / "dataset/train")),
-         "dataset/train: no *.txt there; put your training text there, one passage a line"),
+         "dataset/train: no text there; put your *.txt there, one passage a line"),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_said_before_anything_is_written(spoil, message, structure, capsys):
