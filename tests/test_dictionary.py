@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distill.corpus.dictionary import read_dictionary, with_dictionary
@@ -38,6 +38,7 @@ def test_words_are_joined(segmented: str, words: list[str], expected: str) -> No
     assert join(segmented, *words) == expected
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.text("天气很好", min_size=1, max_size=4), min_size=1), st.sets(st.text("天气很好", max_size=5)))
 def test_nothing_is_lost(found: list[str], words: set[str]) -> None:
     (joined,) = with_dictionary(lambda pieces: [found], words)(["".join(found)])

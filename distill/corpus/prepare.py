@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,38 +107,70 @@ def prepare_dataset(
     Raises:
         InputError: unusable text, references, segmenter or tokenizer; finished steps stay, no half ones do.
     """
+    wanted: dict[str, Any] = {"tokenizer": tokenizer, "max_seq_length": max_seq_length, "folder": folder}
+    if _segmenter_is_there(data, folder):
+        plan = _plan(data, **wanted)
+        if plan.is_done and not work_folder(plan.packed).exists():
+            return plan.packed  # nothing is written, not even a lock
     with exclusive(folder, report):
-        train, dev = list_files(data)
-        spec, references = None, dict[Path, Path]()
-        if data.mask == "whole_word":
-            pairs = [*train, *(dev if not isinstance(dev, float) else [])]
-            texts = list(dict.fromkeys(text for text, reference in pairs if reference is None))
-            if texts:
-                spec = _segmenter_spec(data, folder, report)
-                references = _reference_files(texts, data, spec, tokenizer, folder)
-        else:
-            train = [(text, None) for text, _ in train]
-            dev = dev if isinstance(dev, float) else [(text, None) for text, _ in dev]
-        settings: dict[str, Any] = {
-            "tokenizer_dir": str(tokenizer), "max_seq_length": max_seq_length, "packing": data.packing,
-            "segmenter": spec,
-        }  # fmt: skip
-        packed = folder / data_hash(train=train, dev=dev, **settings)
-        if (packed / "info.json").exists():
+        if not _segmenter_is_there(data, folder):
+            _train_segmenter(data, folder, report)
+        plan = _plan(data, **wanted)  # another run may have changed what is there
+        packed, train, dev, references = plan.packed, plan.train, plan.dev, plan.references
+        if plan.is_done:
             shutil.rmtree(work_folder(packed), ignore_errors=True)  # of a run that was killed at its very end
             return packed
         shutil.rmtree(packed, ignore_errors=True)
+        settings = dict(plan.settings)
         if references and all(path.exists() for path in references.values()) and not work_folder(packed).exists():
             # Made before for another length, say. A run that stopped half way goes on with what it has segmented.
             train, dev, references = _with_references(train, references), _with_references(dev, references), {}
-        if spec is not None and references:
-            settings["segmenter"] = _say_time(spec, list(references), report, ray)
+        if references:
+            settings["segmenter"] = _say_time(settings["segmenter"], list(references), report, ray)
         with progress("preparing text", estimate_characters([text for text, _ in train])) as advance:
             info = pack_corpus(train=train, dev=dev, output=packed, references=references, processes=processes,
                                ray=ray, progress=advance, **settings)  # fmt: skip
         parts = [f"{info[split]['rows']:,} {split} rows" for split in ("train", "dev") if split in info]
         report(f"packed {' and '.join(parts)} of {max_seq_length} tokens into {packed}")
         return packed
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a packed dataset is made of, and where it goes."""
+
+    train: Files
+    dev: Files | float
+    references: dict[Path, Path]  # text -> where its reference goes, for the texts that come without
+    settings: dict[str, Any]
+    packed: Path
+
+    @property
+    def is_done(self) -> bool:
+        return (self.packed / "info.json").exists()
+
+
+def _plan(data: Data, *, tokenizer: Path, max_seq_length: int, folder: Path) -> _Plan:
+    train, dev = list_files(data)
+    spec, references = None, dict[Path, Path]()
+    if data.mask == "whole_word":
+        texts = _without_reference(train, dev)
+        if texts:
+            spec = _segmenter_spec(data, folder)
+            references = _reference_files(texts, data, spec, tokenizer, folder)
+    else:
+        train = [(text, None) for text, _ in train]
+        dev = dev if isinstance(dev, float) else [(text, None) for text, _ in dev]
+    settings: dict[str, Any] = {
+        "tokenizer_dir": str(tokenizer), "max_seq_length": max_seq_length, "packing": data.packing, "segmenter": spec,
+    }  # fmt: skip
+    packed = folder / data_hash(train=train, dev=dev, **settings)
+    return _Plan(train, dev, references, settings, packed)
+
+
+def _without_reference(train: Files, dev: Files | float) -> list[Path]:
+    pairs = [*train, *(dev if not isinstance(dev, float) else [])]
+    return list(dict.fromkeys(text for text, reference in pairs if reference is None))
 
 
 def _with_references(files: Any, references: dict[Path, Path]) -> Any:
@@ -155,18 +188,30 @@ def _say_time(spec: str, texts: Sequence[Path], report: Report, ray: str | None)
     return spec
 
 
-def _segmenter_spec(data: Data, folder: Path, report: Report) -> str:
-    """The segmenter's spec; one that is to be trained is trained first."""
-    if isinstance(data.segmenter, str):
-        return add_dictionary(data.segmenter, data.dictionary)
-    assert data.segmenter is not None
-    source = Path(data.segmenter.train)
-    output = folder / f"segmenter-{_hash_of(source.read_bytes())}"
-    if not (output / "config.json").exists():
-        result = train_perceptron(source, output)
-        report(f"trained an LTP perceptron on {result['sentences']:,} sentences in {result['seconds']:.1f} s: "
-               f"word F1 {100 * result['held_out_f1']:.1f} on held-out sentences")  # fmt: skip
-    return add_dictionary(f"ltp:{output}", data.dictionary)
+def _segmenter_is_there(data: Data, folder: Path) -> bool:
+    """False if a segmenter must be trained first."""
+    if data.mask != "whole_word" or not isinstance(data.segmenter, TrainSegmenter):
+        return True
+    return not _without_reference(*list_files(data)) or (_trained_segmenter(data, folder) / "config.json").exists()
+
+
+def _segmenter_spec(data: Data, folder: Path) -> str:
+    """The segmenter's spec, with its dictionary."""
+    spec = data.segmenter if isinstance(data.segmenter, str) else f"ltp:{_trained_segmenter(data, folder)}"
+    return add_dictionary(spec, data.dictionary)
+
+
+def _trained_segmenter(data: Data, folder: Path) -> Path:
+    """Where the segmenter lies that is trained from the text that the data name."""
+    assert isinstance(data.segmenter, TrainSegmenter)
+    return folder / f"segmenter-{_hash_of(Path(data.segmenter.train).read_bytes())}"
+
+
+def _train_segmenter(data: Data, folder: Path, report: Report) -> None:
+    assert isinstance(data.segmenter, TrainSegmenter)
+    result = train_perceptron(Path(data.segmenter.train), _trained_segmenter(data, folder))
+    report(f"trained an LTP perceptron on {result['sentences']:,} sentences in {result['seconds']:.1f} s: "
+           f"word F1 {100 * result['held_out_f1']:.1f} on held-out sentences")  # fmt: skip
 
 
 def _reference_files(texts: Sequence[Path], data: Data, spec: str, tokenizer: Path, folder: Path) -> dict[Path, Path]:
