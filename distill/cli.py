@@ -87,7 +87,7 @@ def pack(
     from distill.corpus.ray_workers import check_ray
     from distill.modeling.models import find_model
     from distill.pipeline import check_writable, show_progress
-    from distill.recipe import check_data_fields
+    from distill.recipe_file import check_data_fields
 
     check_writable(output)
     source = check_data_fields(
@@ -115,7 +115,7 @@ def train(
     ] = None,
 ) -> None:
     """Train the stages of a recipe, or go on where they stopped. --FIELD VALUE sets a field in every stage."""
-    from distill.recipe import load_recipe
+    from distill.recipe_file import load_recipe
 
     if str(recipe).startswith("-"):
         raise InputError(f"command line: the recipe comes first, then --field value; found '{recipe}' in its place")
@@ -146,7 +146,7 @@ def run_loaded_recipe(recipe: Any, stage: str | None, dry_run: bool) -> None:
 
 def parse_fields(arguments: list[str]) -> dict[str, Any]:
     """`--learning-rate 1e-4 --steps=100` as {"learning_rate": 1e-4, "steps": 100}."""
-    from distill.recipe import parse_value
+    from distill.recipe_file import parse_value
 
     fields: dict[str, Any] = {}
     rest = list(arguments)

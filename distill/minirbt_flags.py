@@ -40,7 +40,7 @@ def run_minirbt_flags(arguments: Sequence[str]) -> None:
     """Runs the stage that MiniRBT's flags describe."""
     from distill.cli import run_loaded_recipe
     from distill.launch import Cluster, is_worker
-    from distill.recipe import resolve_recipe
+    from distill.recipe_file import resolve_recipe
 
     world_size = int(os.environ.get("WORLD_SIZE", 1)) if is_worker() else Cluster.from_environment().world_size
     raw, notes = recipe_of_flags(arguments, world_size=world_size)

@@ -17,10 +17,12 @@ from tqdm import tqdm
 
 from distill.corpus.prepare import prepare_dataset
 from distill.errors import InputError
+from distill.json_file import read_json
 from distill.launch import Cluster, run_stage_processes
 from distill.modeling.counting import count_parameters, flops_per_token
 from distill.planning import StagePlan, plan_recipe
-from distill.recipe import OPERATIONAL_FIELDS, Recipe, Stage, read_json, resolve_recipe
+from distill.recipe import OPERATIONAL_FIELDS, Recipe, Stage
+from distill.recipe_file import resolve_recipe
 from distill.release.results import collect_results, format_results
 from distill.training.checkpoint import checkpoint_students, clear_other_checkpoints
 

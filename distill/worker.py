@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 from distill.errors import InputError
+from distill.json_file import read_json
 from distill.launch import CHILD
 from distill.pipeline import dataset_note, hand_over, missing_students, prepare_data, status_path
 from distill.planning import StagePlan, plan_recipe
-from distill.recipe import Recipe, read_json
+from distill.recipe import Recipe
 from distill.release.card import model_card
 from distill.training.loop import StageStopped, TrainingFailed
 from distill.training.metrics import StatusFile, read_status

@@ -8,7 +8,7 @@ from pathlib import Path
 from distill.cli import guard
 from distill.corpus import source
 from distill.corpus.prepare import prepare_dataset
-from distill.recipe import check_data_fields
+from distill.recipe_file import check_data_fields
 
 
 @contextlib.contextmanager

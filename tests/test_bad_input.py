@@ -487,7 +487,7 @@ def test_bad_text_of_a_later_stage_is_found_before_the_first_trains(project, cap
 
 def record(project):
     """Leaves what a run of recipe.json would have recorded."""
-    from distill.recipe import load_recipe
+    from distill.recipe_file import load_recipe
 
     project.write("out/recipe.json", load_recipe(project.root / "recipe.json").model_dump())
     project.write("out/models/small/config.json", bert())

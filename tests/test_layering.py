@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "distill"
-ORDER = ["errors", "recipe", "sample", "corpus", "modeling", "training", "downstream", "release"]
+ORDER = [
+    "errors",
+    "json_file",
+    "recipe",
+    "recipe_file",
+    "sample",
+    "corpus",
+    "modeling",
+    "training",
+    "downstream",
+    "release",
+]
 TOP = {
     "cli",
     "cli_segmenter",

@@ -12,7 +12,8 @@ from distill.corpus.packing import PackedRows
 from distill.corpus.rows import RowWriter
 from distill.corpus.schedule import scheduled_probability
 from distill.errors import InputError
-from distill.recipe import MaskSchedule, check_data_fields
+from distill.recipe import MaskSchedule
+from distill.recipe_file import check_data_fields
 
 NUM_ROWS, LENGTH = 20, 102
 VOCABULARY = MaskVocabulary(mask_id=4, ordinary_ids=np.arange(10, 500), special_ids=np.arange(5), vocab_size=500)

@@ -25,7 +25,7 @@ from distill.corpus.shards import tokenize_shard
 from distill.corpus.text import is_blank, iter_lines
 from distill.corpus.tokenizing import load_tokenizer
 from distill.errors import InputError
-from distill.recipe import check_data_fields
+from distill.recipe_file import check_data_fields
 
 SENTENCES = Path(__file__).parent / "data" / "segmented_sentences.txt"
 HAN = "天气很好研究生在命起源恤卡拉，。！"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from distill.errors import InputError
-from distill.recipe import load_recipe, resolve_recipe
+from distill.recipe_file import load_recipe, resolve_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted((ROOT / "jsons/recipes").glob("*.json"))

@@ -17,7 +17,7 @@ from distill.corpus.rows import PackedRows
 from distill.corpus.statistics import Statistics, TokenTable, count_statistics
 from distill.corpus.tokenizing import load_tokenizer
 from distill.errors import InputError
-from distill.recipe import read_json
+from distill.json_file import read_json
 
 Fate = Literal["plain", "special", "unknown", "masked", "replaced", "kept"]
 MASK_PROBABILITY = 0.15

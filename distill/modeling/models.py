@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from distill.corpus.tokenizing import load_tokenizer as load_bert_tokenizer
 from distill.errors import InputError
-from distill.recipe import nearest, read_json
+from distill.json_file import nearest, read_json
 
 WEIGHT_FILES = (
     "model.safetensors",

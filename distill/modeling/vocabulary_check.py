@@ -17,9 +17,9 @@ from distill.corpus.vocabulary import (
     tokenizer_settings,
 )
 from distill.errors import InputError
+from distill.json_file import read_json
 from distill.modeling.vocabulary import RowPlan, plan_means, write_planned
 from distill.modeling.weights import ModelFiles, read_model
-from distill.recipe import read_json
 
 # A vocabulary with this share of tokens in capitals is a cased one; Google's Chinese one has 2 in 21,128.
 _CASED_SHARE = 0.01

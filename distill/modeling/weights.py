@@ -21,8 +21,8 @@ from torch import Tensor
 from distill.corpus.tokenizing import load_tokenizer
 from distill.corpus.vocabulary import tokens_by_id, write_tokenizer
 from distill.errors import InputError
+from distill.json_file import read_json
 from distill.modeling.models import WEIGHT_FILES, load_config
-from distill.recipe import read_json
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer

@@ -13,7 +13,7 @@ from textbrewer.presets import FEATURES, MATCH_LOSS_MAP, PROJ_MAP
 from transformers import BertConfig
 
 from distill.errors import InputError
-from distill.recipe import nearest, read_json
+from distill.json_file import nearest, read_json
 from distill.training.losses import PAIR_LOSSES, SAME_WIDTH_LOSSES, any_head_count
 
 Match = dict[str, Any]

@@ -23,7 +23,7 @@ from transformers import BertForMaskedLM
 
 from distill.corpus.batches import MicroBatch
 from distill.errors import InputError
-from distill.recipe import nearest
+from distill.json_file import nearest
 from distill.training.losses import MASK_DEPENDENT_LOSSES, MASKED, loss_unit
 from distill.training.matches import Match
 from distill.training.precision import Autocast
