@@ -104,9 +104,15 @@ def test_full_disk_leaves_no_half_file(
 def test_second_run_waits_for_the_first(
     corpus: tuple[Path, Path], undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
-    runs = [start(corpus, tmp_path, 1) for _ in range(2)]
-    errors = [process.communicate(timeout=200)[1] for process in runs]
-    assert [process.returncode for process in runs] == [0, 0], errors
-    assert sum("waiting for process" in error for error in errors) == 1
-    assert sum("packed" in error for error in errors) == 1
+    first = start(corpus, tmp_path, 1)
+    assert first.stdout is not None and first.stdout.readline() == "shard\n"
+    first.send_signal(signal.SIGSTOP)  # so that it is at work for as long as the second one needs to start
+    second = start(corpus, tmp_path, 1)
+    assert second.stderr is not None
+    said = second.stderr.readline()
+    first.send_signal(signal.SIGCONT)
+    errors = [process.communicate(timeout=200)[1] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], errors
+    assert f"waiting for process {first.pid}" in said
+    assert "packed" in errors[0] and "packed" not in errors[1]
     assert contents(tmp_path) == undisturbed
