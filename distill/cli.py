@@ -43,7 +43,10 @@ def ref(
     processes: Processes = os.cpu_count() or 1,
     ray: Ray = None,
 ) -> None:
-    """Write reference files: which tokens of each line continue a word, for whole-word masking."""
+    """Write reference files: which tokens of each line continue a word, for whole-word masking.
+
+    `python run_chinese_ref.py` without options does this for dataset/train and dataset/dev.
+    """
     from distill.corpus.prepare import prepare_references
     from distill.corpus.ray_workers import check_ray
     from distill.corpus.segment import add_dictionary, check_segmenter
@@ -73,7 +76,7 @@ def pack(
     segmenter: Annotated[str | None, typer.Option(help="for texts without reference file. " + SEGMENTER_HELP)] = None,
     dictionary: Dictionary = None,
     packing: Annotated[
-        str, typer.Option(help="chunks, documents, full_sentences, doc_sentences or lines; see docs of data.packing")
+        str, typer.Option(help="chunks, documents, full_sentences, doc_sentences or lines; see the README")
     ] = "chunks",
     mask: Annotated[
         str, typer.Option(help="whole_word, token or span; the last two need no references")
@@ -114,7 +117,11 @@ def train(
         list[str] | None, typer.Option("--set", help="one place: stages.NAME.students.NAME.field=value; repeatable")
     ] = None,
 ) -> None:
-    """Train the stages of a recipe, or go on where they stopped. --FIELD VALUE sets a field in every stage."""
+    """Train the stages of a recipe, or go on where they stopped.
+
+    --FIELD VALUE sets a field of a stage or student everywhere (--steps 100, --learning-rate 1e-4), and --output-dir
+    the folder. `python train.py` takes MiniRBT's flags, too (--teacher_name_or_path, --student_config, ...).
+    """
     from distill.recipe_file import load_recipe
 
     if str(recipe).startswith("-"):
@@ -207,7 +214,10 @@ def sample(
     from distill.sample import write_sample_world
 
     counts = write_sample_world(output, seed=seed)
-    typer.echo(f"{output}: " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items()))
+    typer.echo(
+        f"{output}: {counts['distinct_sentences']:,} distinct sentences in {counts['documents']:,} documents, "
+        f"{counts['characters']:,} characters, {counts['vocabulary']:,} tokens of vocabulary, 4 labelled tasks"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

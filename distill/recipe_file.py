@@ -130,6 +130,8 @@ def _apply_setting(raw: dict, setting: str) -> None:
     places = {2: STAGE_FIELDS | STUDENT_FIELDS, 3: set(Data.model_fields), 4: STUDENT_FIELDS}
     if depth not in places or parents[0] != "stages" or (depth == 3) != (parents[-1] == "data"):
         raise InputError(f"--set {path}: name a field of one stage or student, e.g. stages.NAME.steps=100")
+    if last in STAGE_FIELDS and last not in places[depth]:
+        raise InputError(f"--set {path}: '{last}' is a field of the stage; set stages.{parents[1]}.{last}")
     _check_keys({last: None}, places[depth], f"--set {path}")
     _write_field(target, last, parse_value(text))
 

@@ -81,7 +81,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(option, project, capsys):
     out = capsys.readouterr().out
     assert "one: small from teacher, 2 steps of 4 sequences = 1 process(es) x 1 micro-batch(es) x up to 4" in out
     assert re.search(r"small: [\d,]+ parameters, matches: 3", out)
-    assert "256 tokens x" in out and "GB a process" in out
+    assert "256 tokens x" in out and "MB a process" in out
 
 
 def test_the_plan_counts_processes(project, capsys, monkeypatch):

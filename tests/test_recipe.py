@@ -175,7 +175,7 @@ def test_an_unknown_field_on_the_command_line_is_named_as_it_was_typed():
         ("stages.z.steps=3", "no 'z'; there are: a"),
         ("stages.a.students.z.config=3", "no 'z'; there are: s"),
         ("stages.a.stps=3", "did you mean 'steps'"),
-        ("stages.a.students.s.steps=3", "unknown key 'steps'"),
+        ("stages.a.students.s.steps=3", "'steps' is a field of the stage; set stages.a.steps"),
         ("stages.a.data.txt=3", "did you mean 'text'"),
         ("output_dir.x=3", "name a field of one stage or student"),
         ("stages.a.students.s={}", "name a field of one stage or student"),
