@@ -154,6 +154,13 @@ def measure_preparation(text: Path, segmenter: str, tokenizer: str, processes: i
     return json.loads(result.stdout.splitlines()[-1])
 
 
+def cut_texts(texts: list[Path], size: int) -> str:
+    """`size` characters, from the beginning of every text as much as its share of all is."""
+    contents = [text.read_text(encoding="utf-8") for text in texts]
+    share = min(1.0, size / sum(map(len, contents)))
+    return "".join(content[: content.rfind("\n", 0, round(len(content) * share)) + 1] for content in contents)
+
+
 def sample_inputs(folder: Path) -> tuple[list[Path], str, str]:
     from distill.sample import write_sample_world
 
@@ -176,18 +183,18 @@ def main() -> None:
             texts, segmenter, tokenizer = options.text, options.segmenter, options.tokenizer
         else:
             texts, segmenter, tokenizer = sample_inputs(folder / "sample")
-        content = "".join(text.read_text(encoding="utf-8") for text in texts)
-        parts = compare_parts(content[:1_000_000].splitlines(), segmenter, tokenizer, options.repeats)
+        parts = compare_parts(cut_texts(texts, 1_000_000).split("\n"), segmenter, tokenizer, options.repeats)
         results: dict[str, Any] = {"parts": parts, "preparation": []}
         for name, value in parts.items():
             print(f"{name:28} {value:14,.0f}")
         print(f"{'MB':>8} {'processes':>10} {'characters/s':>14} {'peak MB':>9}")
-        size = len(content.encode())
+        whole = cut_texts(texts, sys.maxsize)
+        characters_per_byte = len(whole) / len(whole.encode())
         for megabytes in options.sizes:
-            text = folder / "text.txt"
+            text, left = folder / "text.txt", round(megabytes * 1e6 * characters_per_byte)
             with text.open("w", encoding="utf-8") as file:
-                for _ in range(max(1, round(megabytes * 1e6 / size))):
-                    file.write(content)
+                while left > 0:
+                    left -= file.write(cut_texts(texts, left)) or left
             for processes in (1, 2):
                 run = measure_preparation(text, segmenter, tokenizer, processes)
                 run |= {"mb": megabytes, "processes": processes, "rate": run["characters"] / run["seconds"]}
