@@ -8,10 +8,12 @@ Without text the sample world is used, with a perceptron trained on it. Prints a
 import argparse
 import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +23,7 @@ from distill.corpus import alignment
 from distill.corpus.prepare import prepare_dataset
 from distill.corpus.segment import load_segmenter, train_perceptron
 from distill.corpus.tokenizing import load_tokenizer
-from distill.recipe import check_data_fields
+from distill.recipe_file import check_data_fields
 
 LINES = 1000  # a map batch of MiniRBT's; its grouping is quadratic in these
 
@@ -120,9 +122,7 @@ def prepare_once(text: str, segmenter: str, tokenizer: str, output: str, process
     def watch() -> None:
         while not stop[0]:
             peak[0] = max(peak[0], memory_of_group())
-            time.sleep(0.05)
-
-    import threading
+            time.sleep(0.1)
 
     threading.Thread(target=watch, daemon=True).start()
     start = time.perf_counter()
@@ -136,14 +136,13 @@ def prepare_once(text: str, segmenter: str, tokenizer: str, output: str, process
 
 
 def memory_of_group() -> int:
-    """Resident bytes of all processes of this process group, shared pages counted in each."""
-    import os
-
+    """Proportional set size of all processes of this process group, in bytes: shared pages count once."""
     total = 0
-    for status in Path("/proc").glob("[0-9]*"):
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if os.getpgid(int(status.name)) == os.getpgid(0):
-                total += int((status / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            if os.getpgid(int(process.name)) == os.getpgid(0):
+                fields = dict(line.split(":") for line in (process / "smaps_rollup").read_text().splitlines()[1:])
+                total += int(fields["Pss"].split()[0]) * 1024
     return total
 
 

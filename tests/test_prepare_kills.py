@@ -3,6 +3,7 @@
 MINIDISTILL_KILLS=20 kills more often than the three times of every day.
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -82,6 +83,33 @@ def test_killed_runs_are_continued(
     process = start(corpus, tmp_path / "out", processes)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
+    assert contents(tmp_path / "out") == undisturbed
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found += [int(stat.parent.name), *descendants(int(stat.parent.name))]
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the workers in /proc")
+def test_a_killed_worker_is_said_and_the_rest_goes_on_later(
+    corpus: tuple[Path, Path], undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    process = start(corpus, tmp_path / "out", 2)
+    assert process.stdout is not None and process.stdout.readline() == "shard\n"
+    workers = descendants(process.pid)
+    os.kill(max(workers), signal.SIGKILL)  # the one that was forked last
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "a worker process died" in errors and errors.count("\n") == 1, errors
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert start(corpus, tmp_path / "out", 2).wait(120) == 0
     assert contents(tmp_path / "out") == undisturbed
 
 

@@ -4,19 +4,21 @@ Only a few shards a worker are under way at any time, so memory does not grow wi
 store is taken from there, a new one is put there as soon as its turn has come.
 """
 
+import contextlib
+import gc
 import itertools
 import multiprocessing
 import os
+import queue
 import signal
-import threading
-import time
+import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from distill.corpus.ray_workers import open_ray
 from distill.corpus.shard_store import ShardStore
@@ -71,60 +73,83 @@ def _in_order(
 
 
 def _open_pool(processes: int, setup: ShardSetup, on_exit: ExitStack) -> Submit:
-    context = multiprocessing.get_context("spawn")  # forking a process with torch's or Rust's threads can hang
-    pool = ProcessPoolExecutor(
-        processes,
-        mp_context=context,
-        initializer=_start_worker,
-        initargs=(setup, os.getpid(), context.Lock()),
-    )
-    on_exit.callback(pool.shutdown, wait=True, cancel_futures=True)
+    """Workers with a pipe each; a thread a worker waits for its answers.
 
-    def submit(shard: Shard) -> Callable[[], ShardTokens]:
-        try:
-            future = pool.submit(_tokenize_in_worker, shard)
-        except BrokenProcessPool as error:
-            raise _worker_died() from error
-
-        def wait() -> ShardTokens:
-            try:
-                return future.result()
-            except BrokenProcessPool as error:
-                raise _worker_died() from error
-
-        return wait
-
-    return submit
+    A loader, started anew because a process with threads must not be forked, loads the models once and forks the
+    workers, which share its memory: an LTP perceptron of 28 MB takes 660 MB and 3 s. Without fork, each loads its own.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    pipes = [spawn.Pipe() for _ in range(processes)]
+    ends = [theirs for _, theirs in pipes]
+    groups = [ends] if sys.platform == "linux" else [[end] for end in ends]
+    free: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+    threads = ThreadPoolExecutor(processes)
+    loaders = [spawn.Process(target=_load_and_serve, args=(setup, group), daemon=True) for group in groups]
+    on_exit.callback(_close, threads, loaders, [ours for ours, _ in pipes])
+    for loader in loaders:
+        loader.start()
+    for ours, theirs in pipes:
+        theirs.close()  # so that the end of a worker is the end of its pipe
+        free.put(ours)
+    return lambda shard: threads.submit(_ask, free, shard).result
 
 
-def _worker_died() -> ChildProcessError:
-    return ChildProcessError("a worker process died, perhaps for want of memory; start again with fewer processes to "
-                             "go on after the last finished part")  # fmt: skip
+def _ask(free: "queue.SimpleQueue[Connection]", shard: Shard) -> ShardTokens:
+    """Has the next free worker do the shard."""
+    worker = free.get()
+    try:
+        worker.send(shard)
+        answer = worker.recv()
+    except (EOFError, OSError) as error:
+        raise ChildProcessError("a worker process died, perhaps for want of memory; start again with fewer processes "
+                                "to go on after the last finished part") from error  # fmt: skip
+    finally:
+        free.put(worker)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
-_this_worker: dict[str, Any] = {}
+def _close(threads: ThreadPoolExecutor, loaders: Sequence[BaseProcess], pipes: Sequence[Connection]) -> None:
+    """Workers end when their pipe does, after the shard they are at."""
+    threads.shutdown(wait=True, cancel_futures=True)
+    for pipe in pipes:
+        pipe.close()
+    for loader in loaders:
+        if loader.pid is not None:
+            loader.join()
 
 
-def _start_worker(setup: ShardSetup, parent: int, loading: Any) -> None:
-    """One thread a process, Ctrl-C left to the parent, and an end if the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _load_and_serve(setup: ShardSetup, pipes: Sequence[Connection]) -> None:
+    """Loads the models and serves every pipe in a forked process, the first in this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
-    _this_worker.update(setup=setup, loading=loading)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _tokenize_in_worker(shard: Shard) -> ShardTokens:
-    setup = _this_worker["setup"]
-    if "loading" in _this_worker:
-        # One after the other: an LTP perceptron of 28 MB takes 660 MB while it is loaded and 440 MB then.
-        with _this_worker["loading"]:
-            load_models(setup)
-        del _this_worker["loading"]
-    return tokenize_shard(shard, setup)
+    problem = None
+    try:
+        load_models(setup)
+    except Exception as error:
+        problem = error
+    gc.freeze()  # the collector would write into the pages that the processes share
+    mine = pipes[0]
+    children: list[int] = []
+    for pipe in pipes[1:]:
+        child = os.fork()
+        if not child:
+            mine, children = pipe, []
+            break
+        children.append(child)
+    for pipe in pipes:
+        if pipe is not mine:
+            pipe.close()
+    with contextlib.suppress(EOFError, OSError):  # the parent has closed its end, or is gone
+        while True:
+            shard = mine.recv()
+            try:
+                answer: ShardTokens | Exception = problem or tokenize_shard(shard, setup)
+            except Exception as error:
+                answer = error
+            mine.send(answer)
+    for child in children:
+        os.waitpid(child, 0)
+    os._exit(0)
