@@ -174,6 +174,7 @@ def main() -> None:
     parser.add_argument("--segmenter", default="words")
     parser.add_argument("--tokenizer")
     parser.add_argument("--sizes", nargs="*", type=float, default=[10, 100], help="MB of text, repeated as needed")
+    parser.add_argument("--processes", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -194,7 +195,7 @@ def main() -> None:
             with text.open("w", encoding="utf-8") as file:
                 while left > 0:
                     left -= file.write(cut_texts(texts, left)) or left
-            for processes in (1, 2):
+            for processes in options.processes:
                 run = measure_preparation(text, segmenter, tokenizer, processes)
                 run |= {"mb": megabytes, "processes": processes, "rate": run["characters"] / run["seconds"]}
                 results["preparation"].append(run)
