@@ -145,6 +145,32 @@ def _take(examples: Sequence[Any], number: int, batch_size: int) -> list[Any]:
     return [examples[i % len(examples)] for i in range(number * batch_size, (number + 1) * batch_size)]
 
 
+def mask_statistics(rows: PackedRows, tokenizer: Any, kind: str, at_least: int = 100_000) -> dict[str, float]:
+    """Per cent of tokens chosen, what becomes of those, and how long runs of them are; over so many tokens."""
+    collate = our_collator(rows, tokenizer, 32, mask=kind)
+    vocabulary = MaskVocabulary.from_tokenizer(tokenizer)
+    tokens = maskable = runs = 0
+    labels, replaced = [], []
+    number = 0
+    while tokens < at_least:
+        batch = collate(number)
+        number += 1
+        tokens += batch.num_tokens
+        positions = batch.masked_positions.numpy()
+        original = batch.input_ids.numpy().reshape(-1).copy()
+        replaced.append(original[positions])
+        labels.append(batch.labels.numpy())
+        original[positions] = labels[-1]
+        maskable += int((~vocabulary.is_special[original]).sum())
+        runs += int((np.diff(positions, prepend=-2) > 1).sum())
+    label, new = np.concatenate(labels), np.concatenate(replaced)
+    is_mask, is_kept = new == vocabulary.mask_id, new == label
+    shares = {"chosen": len(label) / maskable, "[MASK]": is_mask.mean(), "another token": (~is_mask & ~is_kept).mean(),
+              "kept": is_kept.mean()}  # fmt: skip
+    return {"tokens": tokens, **{name: 100 * float(share) for name, share in shares.items()},
+            "tokens a run": len(label) / runs}  # fmt: skip
+
+
 def measure(collators: dict[str, Callable[[int], Any]], rounds: int, batch_size: int) -> dict[str, float]:
     """Median microseconds a sequence of each collator, all taking turns."""
     seconds: dict[str, list[float]] = {name: [] for name in collators}
@@ -191,7 +217,11 @@ def main() -> None:
         print(f"{'collator':<48} {'us a sequence':>14} {'times ours':>11}")
         for name, value in microseconds.items():
             print(f"{name:<48} {value:>14.1f} {value / own:>11.2f}")
-        result = {"benchmark": "masking", "rows": len(rows), "length": rows.max_seq_length, "batch": arguments.batch,
+        statistics_of = {kind: mask_statistics(rows, tokenizer, kind) for kind in ours}
+        for kind, found in statistics_of.items():
+            print(f"{kind:<12}", "  ".join(f"{name} {value:,.2f}" for name, value in found.items()))
+        result = {"benchmark": "masking", "statistics": statistics_of, "rows": len(rows),
+                  "length": rows.max_seq_length, "batch": arguments.batch,
                   "rounds": arguments.rounds, "us_per_sequence": {k: round(v, 2) for k, v in microseconds.items()},
                   "ratio": {k: round(v / own, 3) for k, v in microseconds.items()}}  # fmt: skip
         print(json.dumps(result, ensure_ascii=False))
