@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distill.corpus import alignment
+from distill.corpus import alignment, shards
 from distill.corpus.prepare import prepare_dataset
-from distill.corpus.segment import load_segmenter, train_perceptron
+from distill.corpus.segment import RunSegmenter, load_segmenter, train_perceptron
 from distill.corpus.tokenizing import load_tokenizer
 from distill.recipe_file import check_data_fields
 
@@ -116,7 +116,8 @@ def no_progress(what: str, total: int) -> Any:
 
 
 def prepare_once(text: str, segmenter: str, tokenizer: str, output: str, processes: int) -> None:
-    """In a process of its own: prints characters, seconds and the most memory of all its processes together."""
+    """In a process of its own: prints characters, seconds, the most memory of all its processes together, and with
+    one process the parts of its CPU time."""
     peak, stop = [0], [False]
 
     def watch() -> None:
@@ -125,14 +126,33 @@ def prepare_once(text: str, segmenter: str, tokenizer: str, output: str, process
             time.sleep(0.1)
 
     threading.Thread(target=watch, daemon=True).start()
-    start = time.perf_counter()
+    inside = {"loading": clock(shards, "load_models"), "segmenter": clock(RunSegmenter, "segment"),
+              "tokenizer": clock(alignment, "tokenize_lines")}  # fmt: skip
+    start, work = time.perf_counter(), time.process_time()
     data = check_data_fields("benchmark", text=[text], dev=0.0, segmenter=segmenter)
     packed = prepare_dataset(data, tokenizer=Path(tokenizer), max_seq_length=512, folder=Path(output),
                              processes=processes, progress=no_progress, report=lambda line: None)  # fmt: skip
-    seconds = time.perf_counter() - start
+    seconds, work = time.perf_counter() - start, time.process_time() - work
     stop[0] = True
+    shares = {name: sum(times) / work for name, times in inside.items()} if processes == 1 else {}
     characters = json.loads((packed / "info.json").read_text())["train"]["characters"]
-    print(json.dumps({"characters": characters, "seconds": seconds, "peak_mb": peak[0] / 1e6}))
+    print(json.dumps({"characters": characters, "seconds": seconds, "peak_mb": peak[0] / 1e6,
+                      "shares": shares}))  # fmt: skip
+
+
+def clock(place: Any, name: str) -> list[float]:
+    """The list of CPU seconds that the calls of a function take from now on, in this process."""
+    function, times = getattr(place, name), list[float]()
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        begin = time.process_time()
+        try:
+            return function(*arguments, **options)
+        finally:
+            times.append(time.process_time() - begin)
+
+    setattr(place, name, timed)
+    return times
 
 
 def memory_of_group() -> int:
@@ -187,7 +207,7 @@ def main() -> None:
         results: dict[str, Any] = {"parts": parts, "preparation": []}
         for name, value in parts.items():
             print(f"{name:28} {value:14,.0f}")
-        print(f"{'MB':>8} {'processes':>10} {'characters/s':>14} {'peak MB':>9}")
+        print(f"{'MB':>8} {'processes':>10} {'characters/s':>14} {'peak MB':>9}  of the CPU time")
         whole = cut_texts(texts, sys.maxsize)
         characters_per_byte = len(whole) / len(whole.encode())
         for megabytes in options.sizes:
@@ -199,7 +219,10 @@ def main() -> None:
                 run = measure_preparation(text, segmenter, tokenizer, processes)
                 run |= {"mb": megabytes, "processes": processes, "rate": run["characters"] / run["seconds"]}
                 results["preparation"].append(run)
-                print(f"{megabytes:8g} {processes:10} {run['rate']:14,.0f} {run['peak_mb']:9,.0f}", flush=True)
+                shares = ", ".join(f"{name} {share:.1%}" for name, share in run["shares"].items())
+                print(
+                    f"{megabytes:8g} {processes:10} {run['rate']:14,.0f} {run['peak_mb']:9,.0f}  {shares}", flush=True
+                )
         print(json.dumps(results))
 
 
