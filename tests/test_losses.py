@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from textbrewer.presets import KD_LOSS_MAP, MATCH_LOSS_MAP
 
-from distill.training.losses import TOKENS, any_head_count, attention_ce_probs, loss_unit, mmd_fixed
+from distill.training.losses import (
+    SEQUENCES,
+    TOKENS,
+    any_head_count,
+    attention_ce_probs,
+    loss_unit,
+    mmd_fixed,
+    needs_same_width,
+    relation_heads,
+)
 
 BATCH, LENGTH, HEADS = 3, 6, 2
 
@@ -112,23 +121,28 @@ def test_textbrewers_own_entries_are_untouched(python):
            "assert 'distill' not in sys.modules"  # fmt: skip
     done = subprocess.run([python, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True, cwd="/")
     plain = ast.literal_eval(done.stdout)
-    matches, kd = ({name: f"{f.__module__}.{f.__name__}" for name, f in registry.items()}
+    matches, kd = ({name: f"{f.__module__}.{getattr(f, '__name__', '')}" for name, f in registry.items()}
                    for registry in (MATCH_LOSS_MAP, KD_LOSS_MAP))  # fmt: skip
-    assert matches.keys() - plain["MATCH_LOSS_MAP"].keys() == {"mmd_fixed", "attention_ce_probs"}
+    ours = {name for name in matches.keys() - plain["MATCH_LOSS_MAP"].keys() if relation_heads(name) is None}
+    assert ours == {"mmd_fixed", "attention_ce_probs"}
     assert {name: matches[name] for name in plain["MATCH_LOSS_MAP"]} == plain["MATCH_LOSS_MAP"]
     assert kd == plain["KD_LOSS_MAP"]
     assert MATCH_LOSS_MAP["mmd"] is textbrewer.losses.mmd_loss
 
 
-@pytest.mark.parametrize("loss", sorted(MATCH_LOSS_MAP))
+@pytest.mark.parametrize("loss", sorted(name for name in MATCH_LOSS_MAP if relation_heads(name) is None))
 def test_every_loss_of_the_registry_has_a_unit_of_its_own(loss):
     from distill.training import losses
 
     assert loss in losses._UNITS
 
 
-def test_a_loss_we_do_not_know_is_a_mean_over_tokens():
-    assert loss_unit("registered_by_a_user") == TOKENS
+def test_a_loss_we_do_not_know_is_a_mean_over_tokens_unless_it_says_otherwise(monkeypatch):
+    monkeypatch.setitem(MATCH_LOSS_MAP, "of_a_user", lambda S, T, mask=None: S.mean())
+    assert loss_unit("of_a_user") == TOKENS and not needs_same_width("of_a_user")
+    MATCH_LOSS_MAP["of_a_user"].unit = SEQUENCES
+    MATCH_LOSS_MAP["of_a_user"].same_width = True
+    assert loss_unit("of_a_user") == SEQUENCES and needs_same_width("of_a_user")
 
 
 @pytest.mark.parametrize("loss, free", [

@@ -78,6 +78,56 @@ def test_uniform_projects_where_the_loss_needs_equal_widths(loss, projected):
         assert "proj" not in match
 
 
+@pytest.mark.parametrize("word, pairs", [
+    ("last", [(12, 6)]), ("last:cos", [(12, 6)]), ("last:attention_mse_sum", [(11, 5)]),
+    ("inner:pkd", [(2, 1), (4, 2), (6, 3), (8, 4), (10, 5)]),  # BERT-PKD's skip strategy for 12 -> 6
+    ("inner:attention_mse_sum", [(1, 0), (3, 1), (5, 2), (7, 3), (9, 4)]),
+])  # fmt: skip
+def test_last_and_inner_are_parts_of_uniform(word, pairs):
+    matches = resolve_matches([word], ROBERTA, H256)
+    assert [(match["layer_T"], match["layer_S"]) for match in matches] == pairs
+    assert all(match in resolve_matches([word.replace("inner", "uniform").replace("last", "uniform")], ROBERTA, H256)
+               for match in matches)  # fmt: skip
+
+
+def test_last_relation_is_three_matches_of_the_last_layers():
+    matches = resolve_matches(["last:relation_32"], ROBERTA, H256)
+    assert matches == [
+        {"layer_T": 11, "layer_S": 5, "feature": feature, "loss": "relation_32", "weight": 1}
+        for feature in ("query", "key", "value")
+    ]
+    assert resolve_matches(["last:relation"], ROBERTA, H256) == matches
+    assert len(resolve_matches(["uniform:relation_8"], ROBERTA, H256)) == 18
+
+
+def test_relations_take_any_teacher_layer_as_objects():
+    match = {"layer_T": 8, "layer_S": 5, "feature": "value", "loss": "relation_64", "weight": 2}
+    assert resolve_matches([match], ROBERTA, H256) == [match]
+
+
+def test_states_of_attention_may_be_compared_by_other_losses():
+    match = {"layer_T": 11, "layer_S": 5, "feature": "value", "loss": "cos", "proj": ["linear", 256, 768], "weight": 1}
+    assert resolve_matches([match], ROBERTA, H256) == [match]
+
+
+def test_a_weighted_word_multiplies_each_of_its_matches():
+    plain = resolve_matches(["uniform"], ROBERTA, H256)
+    assert resolve_matches([{"match": "uniform", "weight": 0.5}], ROBERTA, H256) == [
+        {**match, "weight": 0.5} for match in plain
+    ]
+
+
+@pytest.mark.parametrize("entry, words", [
+    ({"match": "uniform"}, 'expected {"match": WORD, "weight": number}'),
+    ({"match": "uniform", "weight": 1, "loss": "cos"}, 'expected {"match": WORD, "weight": number}'),
+    ({"match": 3, "weight": 1}, 'expected {"match": WORD, "weight": number}'),
+    ({"match": "uniform", "weight": "1"}, "match weight must be a number >= 0, found '1'"),
+    ({"match": "unifrm", "weight": 1}, "unknown match 'unifrm'; did you mean 'uniform'"),
+])  # fmt: skip
+def test_a_wrong_weighted_word_is_refused(entry, words):
+    assert words in refusal([entry])
+
+
 @pytest.mark.parametrize("loss", ["gram", "fsp", "mmd", "nst", "mmd_fixed"])
 def test_losses_of_pairs_get_lists_of_two(loss):
     matches = resolve_matches([f"uniform:{loss}"], ROBERTA, RBT6)
@@ -183,6 +233,9 @@ def test_a_json_file_that_is_not_there_is_named(tmp_path):
     ("L6h288_rbt6_hidden_mse", "projects 288->768, but the student is 256 wide and the teacher 768; 'uniform:hidden_m"),
     ("L6_hidden_mse", "no 'proj', but the student is 256 wide and the teacher 768"),
     ("small_hidden_smmd", "hidden layer 8 of the student does not exist, it has 0..6 (6 layers)"),
+    ("last:relation_12", "cuts states into 12 parts, but the student is 256 wide and the teacher 768; numbers"),
+    ("last:relation_0", "unknown loss 'relation_0' in 'last:relation_0'; did you mean 'relation_<heads>'?"),
+    ("lsat:cos", "unknown match 'lsat:cos'; did you mean"),
     ("uniform:attention_mse", "the student has 8 heads and the teacher 12; use attention_mse_sum or attention_ce_mean"),
 ])  # fmt: skip
 def test_names_that_do_not_fit_are_refused(spec, words):
@@ -233,6 +286,9 @@ def test_a_good_match_is_taken_as_it_is():
     ({"proj": ["linear", 256, 768, 1e-3]}, "the fourth part of proj is an object of optimiser options, found 0.001"),
     ({"proj": None}, "has no 'proj', but the student is 256 wide and the teacher 768"),
     ({"feature": "attention", "loss": "attention_mse_sum", "layer_T": 11, "layer_S": 5}, "takes no 'proj'"),
+    ({"feature": "query", "layer_S": 5}, "query layer 12 of the teacher does not exist, it has 0..11 (12 layers); att"),
+    ({"feature": "query", "layer_T": 11, "layer_S": 5, "proj": None}, "query match 11->5 has no 'proj', but"),
+    ({"feature": "query", "layer_T": 11, "layer_S": 5, "loss": "relation_7"}, "cuts states into 7 parts, but the"),
 ])  # fmt: skip
 def test_a_match_that_cannot_be_is_refused(change, words):
     assert words in refusal([{**GOOD, **change}])
@@ -250,3 +306,7 @@ def test_a_loss_of_the_other_feature_is_refused(change):
 @pytest.mark.parametrize("key", ["layer_T", "layer_S", "feature", "loss"])
 def test_a_match_without_a_key_is_refused(key):
     assert f"a match lacks '{key}'" in refusal([{k: v for k, v in GOOD.items() if k != key}])
+
+
+def test_inner_of_a_student_of_one_layer_is_refused():
+    assert "'inner:pkd' finds no layer in a student of 1 layer(s)" in refusal(["inner:pkd"], ROBERTA, config(1))

@@ -20,7 +20,8 @@ from distill.training.student import StudentRun
 TEACHER = tiny_config(layers=4, width=32, heads=4, initializer_range=0.2)
 STUDENT = tiny_config(layers=2, width=16, heads=4)
 MATCH_LOSSES = ["hidden_mse", "cos", "pkd", "gram", "fsp", "mmd", "nst", "mmd_fixed", "attention_mse",
-                "attention_mse_sum", "attention_ce", "attention_ce_mean", "attention_ce_probs"]  # fmt: skip
+                "attention_mse_sum", "attention_ce", "attention_ce_mean", "attention_ce_probs",
+                "relation_4"]  # fmt: skip
 # Uneven lengths and uneven masked counts; rows 0 and 1 are full, rows 2 and 4 have nothing masked.
 LENGTHS, MASKS = [LENGTH, LENGTH, 5, 12, 9, LENGTH], [1, 5, 0, 3, 0, 2]
 CUTS = [[3, 3], [2, 4], [1, 2, 3], [1, 1, 1, 1, 1, 1]]
@@ -67,12 +68,14 @@ def distance(a, b) -> float:
 
 TERMS = {
     **{loss: {"matches": resolve_matches([f"uniform:{loss}"], TEACHER, STUDENT)} for loss in MATCH_LOSSES},
+    "last_relation": {"matches": resolve_matches(["last:relation"], TEACHER, STUDENT)},
     "kd": {"kd_weight": 1.0},
     "kd_mse": {"kd_weight": 1.0, "kd_loss": "mse"},
     "kd_and_mlm": {"kd_weight": 0.5, "mlm_weight": 2.0},
     "mlm": {"distilled": False},
     "all": {"kd_weight": 4.0, "mlm_weight": 0.5,
-            "matches": resolve_matches(["uniform", "uniform:pkd", "uniform:mmd"], TEACHER, STUDENT)},
+            "matches": resolve_matches(["uniform", "uniform:pkd", "uniform:mmd", "last:relation_8"], TEACHER,
+                                       STUDENT)},
 }  # fmt: skip
 
 
@@ -87,7 +90,7 @@ def test_gradients_do_not_depend_on_the_cut_into_micro_batches(term, cut):
     assert found_terms == pytest.approx(expected_terms, rel=2e-5)
 
 
-@pytest.mark.parametrize("term", ["hidden_mse", "mmd", "attention_mse", "kd", "mlm"])
+@pytest.mark.parametrize("term", ["hidden_mse", "mmd", "attention_mse", "relation_4", "kd", "mlm"])
 def test_a_mean_of_means_would_be_wrong(term):
     """The control of the test above: with equal shares the same comparison fails by far."""
     objective = make_objective(**TERMS[term])
@@ -103,7 +106,7 @@ def test_units_are_counted_without_padding():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("loss", ["hidden_mse", "mmd", "attention_mse"])
+@pytest.mark.parametrize("loss", ["hidden_mse", "mmd", "attention_mse", "relation_4"])
 def test_the_weight_of_a_match_scales_its_gradient_and_not_its_logged_term(loss):
     matches = TERMS[loss]["matches"]
     batch = [make_batch(LENGTHS, MASKS)]

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import BertForMaskedLM
 
 from distill.corpus.batches import MicroBatch
-from distill.training.losses import MASKED, SEQUENCES, TOKEN_PAIRS, TOKENS
+from distill.training.losses import MASKED, SEQUENCES, TOKEN_PAIRS, TOKENS, UNITS
 from distill.training.objective import Features, Needs, encode
 from distill.training.precision import Autocast
 from distill.training.processes import Processes, sum_gradients, sum_over_processes
@@ -30,8 +30,6 @@ from distill.training.signals import StopRequest
 from distill.training.student import StudentRun
 
 logger = logging.getLogger(__name__)
-
-UNITS = (MASKED, TOKENS, TOKEN_PAIRS, SEQUENCES)
 
 
 class StageStopped(Exception):

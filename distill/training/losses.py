@@ -1,17 +1,24 @@
-"""What TextBrewer's match losses average over, and repaired versions of the ones it has wrong.
+"""What TextBrewer's match losses average over, repaired versions of the ones it has wrong, and MiniLMv2's relations.
 
-The repaired losses join TextBrewer's registry under names of their own; TextBrewer's are never overwritten.
+Ours join TextBrewer's registry under names of their own; TextBrewer's are never overwritten. A user's losses come the
+same way, see plugins.py.
 """
 
 # B sequences, h heads, L tokens, H width
 
+import functools
+import math
+import re
+
 import torch
 import torch.nn.functional as F
 from textbrewer.distiller_utils import register_new
+from textbrewer.presets import FEATURES, MATCH_LOSS_MAP
 from torch import Tensor
 
 # The unit whose mean a loss is: a loss over part of a batch counts by its share of these units (DESIGN: objective).
 MASKED, TOKENS, TOKEN_PAIRS, SEQUENCES = "masked", "tokens", "token_pairs", "sequences"
+UNITS = (MASKED, TOKENS, TOKEN_PAIRS, SEQUENCES)
 _UNITS = {
     "hidden_mse": TOKENS, "cos": TOKENS, "attention_ce": TOKENS, "attention_ce_mean": TOKENS,
     "attention_ce_probs": TOKENS, "attention_mse": TOKEN_PAIRS, "attention_mse_sum": TOKEN_PAIRS,
@@ -22,14 +29,58 @@ _UNITS = {
 PAIR_LOSSES = {"gram", "fsp", "mmd", "nst", "mmd_fixed"}
 """Losses that compare the product of two layers, and so take lists of two layer numbers."""
 SAME_WIDTH_LOSSES = {"hidden_mse", "cos", "pkd", "gram", "fsp"}
-"""Losses that need student and teacher states of one width, hence a projection where the widths differ."""
+"""TextBrewer's losses that need student and teacher states of one width."""
 MASK_DEPENDENT_LOSSES = {"mmd", "nst"}
 """Losses whose value changes when an all-ones mask is given, so that the mask must be given always or never."""
 
 
+VECTORS = ("query", "key", "value")
+"""Features of one attention layer, [B, L, H] each, before they are split into the layer's own heads."""
+STATES = ("hidden", *VECTORS)
+"""Features that are [B, L, H]: every loss of states can compare any of them."""
+FEATURES.extend(feature for feature in VECTORS if feature not in FEATURES)
+
+_RELATION = re.compile(r"relation_([1-9][0-9]*)")
+PUBLISHED_RELATION_HEADS = 48
+"""MiniLMv2's number of relation heads for teachers 768 wide."""
+
+
+def is_match_loss(loss: str) -> bool:
+    """Whether TextBrewer's registry has this loss; `relation_<heads>` joins it when it is first asked for."""
+    heads = relation_heads(loss)
+    if heads and loss not in MATCH_LOSS_MAP:
+        register_new("match_Loss", loss, functools.partial(relation_divergence, heads=heads))
+    return loss in MATCH_LOSS_MAP
+
+
+def relation_heads(loss: str) -> int | None:
+    """The number in `relation_<heads>`, or None for another loss."""
+    found = _RELATION.fullmatch(loss)
+    return int(found[1]) if found else None
+
+
+def published_relation(width_S: int, width_T: int) -> str:
+    """`relation_<heads>` with the most heads up to MiniLMv2's 48 that both widths can be cut into."""
+    common = math.gcd(width_S, width_T)
+    heads = max(n for n in range(1, PUBLISHED_RELATION_HEADS + 1) if common % n == 0)
+    return f"relation_{heads}"
+
+
+def loss_features(loss: str) -> tuple[str, ...]:
+    """The features that a word such as `last:LOSS` compares with it."""
+    if relation_heads(loss):
+        return VECTORS
+    return ("attention",) if loss.startswith("attention") else ("hidden",)
+
+
 def loss_unit(loss: str) -> str:
-    """The unit a match loss averages over; a loss we do not know is taken as a mean over tokens."""
-    return _UNITS.get(loss, TOKENS)
+    """The unit a match loss averages over: TextBrewer's by name, others by their attribute `unit`, else tokens."""
+    return _UNITS.get(loss) or str(getattr(MATCH_LOSS_MAP.get(loss), "unit", TOKENS))
+
+
+def needs_same_width(loss: str) -> bool:
+    """Whether student and teacher states must have one width, so that unequal ones need a projection."""
+    return loss in SAME_WIDTH_LOSSES or getattr(MATCH_LOSS_MAP.get(loss), "same_width", False)
 
 
 def any_head_count(loss: str) -> bool:
@@ -66,6 +117,35 @@ def attention_ce_probs(attention_S: Tensor, attention_T: Tensor, mask: Tensor | 
         return cross_entropy.mean()
     mask = mask.to(cross_entropy).unsqueeze(1).expand_as(cross_entropy)
     return (cross_entropy * mask).sum() / mask.sum().clamp(min=1)
+
+
+def relation_divergence(state_S: Tensor, state_T: Tensor, mask: Tensor | None = None, *, heads: int) -> Tensor:
+    """KL divergence of the student's token relations from the teacher's, mean over relation heads and valid tokens.
+
+    MiniLMv2, https://arxiv.org/abs/2012.15828, equations 4 to 6: the states are cut into `heads` relation heads of
+    width H / heads each, whatever the model's own heads are; softmax(A A^T / sqrt(H / heads)) relates a token to
+    all others. With queries, keys or values as states these are its Q-Q, K-K and V-V relations.
+
+    Args:
+        state_S, state_T: [B, L, H]; the widths may differ, `heads` divides both.
+        mask: [B, L], 1 = counts, both as the token that relates and as the one related to.
+    """
+    log_S, log_T = (_log_relations(state, mask, heads) for state in (state_S, state_T))
+    divergence = F.kl_div(log_S, log_T, reduction="none", log_target=True).sum(dim=-1)
+    if mask is None:
+        return divergence.mean()
+    mask = mask.to(divergence)
+    return (divergence.mean(dim=1) * mask).sum() / mask.sum().clamp(min=1)
+
+
+def _log_relations(states: Tensor, mask: Tensor | None, heads: int) -> Tensor:
+    """Log-probabilities [B, heads, L, L] of each token's relations."""
+    split = states.unflatten(-1, (heads, -1)).transpose(1, 2)
+    scores = split @ split.transpose(2, 3) / math.sqrt(split.size(-1))
+    if mask is not None:
+        # Not -inf: its difference from itself is NaN, also where a probability of 0 is multiplied with it.
+        scores = scores.masked_fill(mask[:, None, None, :] == 0, torch.finfo(scores.dtype).min)
+    return scores.log_softmax(dim=-1)
 
 
 register_new("match_Loss", "mmd_fixed", mmd_fixed)

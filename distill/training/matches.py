@@ -1,10 +1,12 @@
 """Layer matches: from a short word to TextBrewer's list of dicts, checked against both configs.
 
 A match says which teacher layer a student layer learns from, by which loss, through which projection.
-`hidden` layer 0 is the embedding output, so a model of N layers has hidden layers 0..N and attention layers 0..N-1.
+`hidden` layer 0 is the embedding output, so a model of N layers has hidden layers 0..N; `attention`, `query`, `key` and
+`value` are those of attention layers 0..N-1.
 No weights are needed here. The losses themselves are TextBrewer's registry plus `distill.training.losses`.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,22 @@ from textbrewer.presets import FEATURES, MATCH_LOSS_MAP, PROJ_MAP
 from transformers import BertConfig
 
 from distill.errors import InputError
-from distill.json_file import nearest, read_json
-from distill.training.losses import PAIR_LOSSES, SAME_WIDTH_LOSSES, any_head_count
+from distill.json_file import nearest, read_json, short
+from distill.training.losses import (
+    PAIR_LOSSES,
+    STATES,
+    any_head_count,
+    is_match_loss,
+    loss_features,
+    needs_same_width,
+    published_relation,
+    relation_heads,
+)
 
 Match = dict[str, Any]
 MATCH_KEYS = {"layer_T", "layer_S", "feature", "loss", "weight", "proj"}
+WORDS = ("uniform", "inner", "last")
+"""Which pairs of layers: spread evenly over the teacher; the same without embeddings and last layer; the last ones."""
 
 # MiniRBT's presets (pretraining/matches.py): feature, loss, "teacher:student" pairs, student width projected to 768.
 _EVEN = "0:0 2:1 4:2 6:3 8:4 10:5 12:6"
@@ -57,49 +70,82 @@ def resolve_matches(
     """TextBrewer's `intermediate_matches` for a recipe's `matches`, checked against both configs.
 
     Args:
-        spec: entries `"uniform"`, `"uniform:<loss>"`, a MiniRBT preset name, the path of a JSON list, or a dict.
+        spec: entries WORD or `WORD:<loss>` (see WORDS), a MiniRBT preset name, the path of a JSON list, one match
+            as a dict, or {"match": any of these names, "weight": number}.
         where: begins each error message.
     Raises:
         InputError: an unknown name, key or loss; a layer out of range; widths or head counts that do not fit.
     """
     matches: list[Match] = []
     for entry in spec:
-        if isinstance(entry, dict):
+        if isinstance(entry, dict) and "match" in entry:
+            weight = _check_weighted_word(entry, where)
+            named = _named_matches(entry["match"], teacher, student, where)
+            matches += [{**match, "weight": weight * match["weight"]} for match in named]
+        elif isinstance(entry, dict):
             matches.append({"weight": 1, **entry})
-        elif entry.partition(":")[0] == "uniform":
-            matches += uniform_matches(entry.partition(":")[2] or "hidden_mse", teacher, student, where=where)
-        elif entry in PRESETS:
-            matches += preset_matches(entry)
-        elif entry.endswith(".json"):
-            loaded = read_json(Path(entry))
-            if not isinstance(loaded, list) or not all(isinstance(match, dict) for match in loaded):
-                raise InputError(f"{entry}: expected a JSON list of match objects")
-            matches += [{"weight": 1, **match} for match in loaded]
         else:
-            known = nearest(entry, ["uniform", *PRESETS])
-            raise InputError(f"{where}: unknown match '{entry}'{known} (or uniform:LOSS, a .json path, a match object)")
+            matches += _named_matches(entry, teacher, student, where)
     for match in matches:
         _check_match(match, teacher, student, where)
     return matches
 
 
-def uniform_matches(loss: str, teacher: BertConfig, student: BertConfig, *, where: str = "matches") -> list[Match]:
-    """Matches that spread the student's layers evenly over the teacher's, with the projections the widths need.
+def _check_weighted_word(entry: Match, where: str) -> float:
+    """The weight in {"match": WORD, "weight": number}."""
+    if entry.keys() != {"match", "weight"} or not isinstance(entry["match"], str):
+        raise InputError(f'{where}: expected {{"match": WORD, "weight": number}}, found {short(entry)}')
+    return _check_weight(entry["weight"], where)
 
-    Hidden layer i of S learns from floor(i * T / S + 1/2), attention layer i from floor((i + 1) * T / S + 1/2) - 1:
-    the formula behind all of MiniRBT's presets, with halves rounded up.
+
+def _named_matches(name: str, teacher: BertConfig, student: BertConfig, where: str) -> list[Match]:
+    """The matches that a word, a preset name or a JSON path stands for."""
+    word, _, loss = name.partition(":")
+    if word in WORDS:
+        return word_matches(word, loss or "hidden_mse", teacher, student, where=where)
+    if name in PRESETS:
+        return preset_matches(name)
+    if name.endswith(".json"):
+        loaded = read_json(Path(name))
+        if not isinstance(loaded, list) or not all(isinstance(match, dict) for match in loaded):
+            raise InputError(f"{name}: expected a JSON list of match objects")
+        return [{"weight": 1, **match} for match in loaded]
+    known = nearest(name, [*WORDS, *PRESETS])
+    raise InputError(f"{where}: unknown match '{name}'{known} (or WORD:LOSS, a .json path, a match object)")
+
+
+def word_matches(
+    word: str, loss: str, teacher: BertConfig, student: BertConfig, *, where: str = "matches"
+) -> list[Match]:
+    """The matches of `uniform:LOSS`, `inner:LOSS` or `last:LOSS`, with the projections that the widths need.
+
+    `uniform`: hidden layer i of S learns from floor(i * T / S + 1/2), attention layer i from
+    floor((i + 1) * T / S + 1/2) - 1: the formula behind all of MiniRBT's presets, with halves rounded up.
+
+    Args:
+        loss: a name of the registry, or "relation" for as many relation heads as MiniLMv2 published.
     """
-    if loss not in MATCH_LOSS_MAP:
-        raise InputError(f"{where}: unknown loss '{loss}' in 'uniform:{loss}'{nearest(loss, MATCH_LOSS_MAP)}")
+    if loss == "relation":
+        loss = published_relation(student.hidden_size, teacher.hidden_size)
+    if not is_match_loss(loss):
+        raise InputError(f"{where}: unknown loss '{loss}' in '{word}:{loss}'{_nearest_loss(loss)}")
     S, T = student.num_hidden_layers, teacher.num_hidden_layers
-    feature = "attention" if loss.startswith("attention") else "hidden"
-    if feature == "attention":
-        pairs = [((2 * (i + 1) * T + S) // (2 * S) - 1, i) for i in range(S)]
-    else:
+    features = loss_features(loss)
+    if features == ("hidden",):
         pairs = [((2 * i * T + S) // (2 * S), i) for i in range(S + 1)]
-    project = loss in SAME_WIDTH_LOSSES and feature == "hidden" and student.hidden_size != teacher.hidden_size
+    else:
+        pairs = [((2 * (i + 1) * T + S) // (2 * S) - 1, i) for i in range(S)]
+    inner = slice(1 if features == ("hidden",) else 0, -1)
+    chosen = {"uniform": pairs, "inner": pairs[inner], "last": pairs[-1:]}[word]
+    if not chosen:
+        raise InputError(f"{where}: '{word}:{loss}' finds no layer in a student of {S} layer(s)")
+    project = needs_same_width(loss) and features != ("attention",) and student.hidden_size != teacher.hidden_size
     widths = (student.hidden_size, teacher.hidden_size) if project else None
-    return [_match(feature, loss, t, s, widths) for t, s in pairs]
+    return [_match(feature, loss, t, s, widths) for t, s in chosen for feature in features]
+
+
+def _nearest_loss(loss: str) -> str:
+    return nearest(loss, [*(name for name in MATCH_LOSS_MAP if relation_heads(name) is None), "relation_<heads>"])
 
 
 def preset_matches(name: str) -> list[Match]:
@@ -134,24 +180,42 @@ def _check_match(match: Match, teacher: BertConfig, student: BertConfig, where: 
     feature, loss = match["feature"], match["loss"]
     if feature not in FEATURES:
         raise InputError(f"{where}: unknown feature '{feature}'; known: {', '.join(FEATURES)}")
-    if not isinstance(loss, str) or loss not in MATCH_LOSS_MAP:
-        raise InputError(f"{where}: unknown loss '{loss}'{nearest(str(loss), MATCH_LOSS_MAP)}")
+    if not isinstance(loss, str) or not is_match_loss(loss):
+        raise InputError(f"{where}: unknown loss '{loss}'{_nearest_loss(str(loss))}")
     if loss.startswith("attention") != (feature == "attention"):
-        compared = "attention matrices" if feature == "hidden" else "hidden states"
+        compared = "hidden states" if feature == "attention" else "attention matrices"
         raise InputError(f"{where}: '{loss}' compares {compared}, but the match has feature '{feature}'")
-    weight = match["weight"]
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-        raise InputError(f"{where}: match weight must be a number >= 0, found {weight!r}")
+    _check_weight(match["weight"], where)
     for side, config in (("T", teacher), ("S", student)):
         _check_layers(match, side, config, where)
-    if feature == "hidden":
+    if feature in STATES:
         _check_widths(match, teacher, student, where)
+        _check_relation_heads(match, teacher, student, where)
     elif match.get("proj") is not None:
         raise InputError(f"{where}: an attention match takes no 'proj', found {match['proj']}")
     elif student.num_attention_heads != teacher.num_attention_heads and not any_head_count(loss):
         raise InputError(
             f"{where}: '{loss}' compares head by head, but the student has {student.num_attention_heads} heads and "
             f"the teacher {teacher.num_attention_heads}; use attention_mse_sum or attention_ce_mean"
+        )
+
+
+def _check_weight(weight: Any, where: str) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+        raise InputError(f"{where}: match weight must be a number >= 0, found {weight!r}")
+    return weight
+
+
+def _check_relation_heads(match: Match, teacher: BertConfig, student: BertConfig, where: str) -> None:
+    """Relation heads must divide what they cut; a projection makes the student's states as wide as the teacher's."""
+    heads = relation_heads(match["loss"])
+    widths = (teacher.hidden_size if match.get("proj") else student.hidden_size, teacher.hidden_size)
+    if heads and any(width % heads for width in widths):
+        common = math.gcd(*widths)
+        possible = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
+        raise InputError(
+            f"{where}: '{match['loss']}' cuts states into {heads} parts, but the student is {widths[0]} wide and the "
+            f"teacher {widths[1]}; numbers that divide both: {possible}"
         )
 
 
@@ -163,12 +227,12 @@ def _check_layers(match: Match, side: str, config: BertConfig, where: str) -> No
     if not good:
         wanted = "a list of two layer numbers" if paired else "one layer number"
         raise InputError(f"{where}: '{match['loss']}' takes {wanted} as layer_{side}, found {layers!r}")
-    last = config.num_hidden_layers - (match["feature"] == "attention")
+    last = config.num_hidden_layers - (match["feature"] != "hidden")
     for number in numbers:
         if not 0 <= number <= last:
             who = "teacher" if side == "T" else "student"
             hint = ""
-            if match["feature"] == "attention" and number == last + 1:
+            if match["feature"] != "hidden" and number == last + 1:
                 hint = "; attention layers count from 0, so the last one has the number of layers minus 1"
             raise InputError(
                 f"{where}: {match['feature']} layer {number} of the {who} does not exist, it has 0..{last} "
@@ -177,11 +241,13 @@ def _check_layers(match: Match, side: str, config: BertConfig, where: str) -> No
 
 
 def _check_widths(match: Match, teacher: BertConfig, student: BertConfig, where: str) -> None:
-    proj, pair = match.get("proj"), f"hidden match {match['layer_T']}->{match['layer_S']}"
+    proj, pair = match.get("proj"), f"{match['feature']} match {match['layer_T']}->{match['layer_S']}"
     widths = (student.hidden_size, teacher.hidden_size)
-    facts = f"the student is {widths[0]} wide and the teacher {widths[1]}; 'uniform:{match['loss']}' derives this"
+    facts = f"the student is {widths[0]} wide and the teacher {widths[1]}"
+    if match["feature"] == "hidden":
+        facts += f"; 'uniform:{match['loss']}' derives this"
     if proj is None:
-        if match["loss"] in SAME_WIDTH_LOSSES and widths[0] != widths[1]:
+        if needs_same_width(match["loss"]) and widths[0] != widths[1]:
             raise InputError(f"{where}: {pair} has no 'proj', but {facts}")
         return
     if not isinstance(proj, list) or len(proj) not in (3, 4) or str(proj[0]) not in PROJ_MAP:

@@ -1,6 +1,6 @@
 """The loss of one student on one micro-batch. The objective is TextBrewer's; this module feeds it.
 
-1. `encode` runs an encoder and keeps only the hidden states and attentions that some match needs.
+1. `encode` runs an encoder and keeps only the hidden states, attentions, queries, keys and values that a match needs.
 2. The prediction head is applied to the masked positions alone, [N, H] -> [N, V], not to all B x L positions.
 3. `GeneralDistiller.compute_loss` turns logits and states into losses by the registered formulas.
 4. Each term is weighted by this micro-batch's share of the step's units (masked tokens, tokens, ...), so that
@@ -10,9 +10,10 @@
 # B sequences, L tokens, N masked positions, H width, V vocabulary
 
 import functools
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from transformers import BertForMaskedLM
 from distill.corpus.batches import MicroBatch
 from distill.errors import InputError
 from distill.json_file import nearest
-from distill.training.losses import MASK_DEPENDENT_LOSSES, MASKED, loss_unit
+from distill.training.losses import MASK_DEPENDENT_LOSSES, MASKED, VECTORS, loss_unit
 from distill.training.matches import Match
 from distill.training.precision import Autocast
 
@@ -39,9 +40,16 @@ class Needs:
     hidden: frozenset[int] = frozenset()
     attention: bool = False
     logits: bool = True
+    vectors: frozenset[tuple[str, int]] = frozenset()
+    """("query", "key" or "value", attention layer)."""
 
     def __or__(self, other: "Needs") -> "Needs":
-        return Needs(self.hidden | other.hidden, self.attention or other.attention, self.logits or other.logits)
+        return Needs(
+            self.hidden | other.hidden,
+            self.attention or other.attention,
+            self.logits or other.logits,
+            self.vectors | other.vectors,
+        )
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,12 @@ class Features:
     hidden: tuple[Tensor | None, ...]
     attention: tuple[Tensor, ...]
     logits: Tensor | None
+    vectors: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
+    """"query", "key", "value" -> attention layer -> [B, L, H], those that are needed."""
+
+    def by_name(self) -> dict[str, Any]:
+        """Matchable features under TextBrewer's names."""
+        return {"hidden": self.hidden, "attention": self.attention, **self.vectors}
 
 
 def check_kd_loss(name: str, *, where: str) -> None:
@@ -61,26 +75,29 @@ def check_kd_loss(name: str, *, where: str) -> None:
 
 def needs_of(matches: Iterable[Match], side: str, *, logits: bool) -> Needs:
     """What the matches need of one side ("T" or "S")."""
-    hidden: set[int] = set()
-    attention = False
+    needs = Needs(logits=logits)
     for match in matches:
-        layers = match[f"layer_{side}"]
-        if match["feature"] == "attention":
-            attention = True
+        feature, layers = match["feature"], match[f"layer_{side}"]
+        layers = layers if isinstance(layers, list) else [layers]
+        if feature == "attention":
+            needs |= Needs(attention=True, logits=False)
+        elif feature == "hidden":
+            needs |= Needs(hidden=frozenset(layers), logits=False)
         else:
-            hidden |= set(layers if isinstance(layers, list) else [layers])
-    return Needs(frozenset(hidden), attention, logits)
+            needs |= Needs(vectors=frozenset((feature, layer) for layer in layers), logits=False)
+    return needs
 
 
 def encode(model: BertForMaskedLM, batch: MicroBatch, needs: Needs) -> Features:
     """Runs an encoder on a micro-batch; the prediction head sees the masked positions only."""
-    outputs = model.bert(
-        batch.input_ids,
-        attention_mask=_attention_mask(model, batch),
-        position_ids=batch.position_ids,
-        output_hidden_states=sorted(needs.hidden) if needs.hidden else False,
-        output_attentions=needs.attention,
-    )
+    with _capture_vectors(model, needs.vectors) as vectors:
+        outputs = model.bert(
+            batch.input_ids,
+            attention_mask=_attention_mask(model, batch),
+            position_ids=batch.position_ids,
+            output_hidden_states=sorted(needs.hidden) if needs.hidden else False,
+            output_attentions=needs.attention,
+        )
     logits = None
     if needs.logits:
         states = outputs.last_hidden_state
@@ -89,7 +106,28 @@ def encode(model: BertForMaskedLM, batch: MicroBatch, needs: Needs) -> Features:
     attention = tuple(matrix.float() for matrix in outputs.attentions or ())
     if needs.attention and not attention:
         raise RuntimeError("attention matrices are missing; the model must be loaded with attention='eager'")
-    return Features(hidden, attention, logits)
+    return Features(hidden, attention, logits, vectors)
+
+
+@contextmanager
+def _capture_vectors(
+    model: BertForMaskedLM, wanted: Iterable[tuple[str, int]]
+) -> Iterator[Mapping[str, Mapping[int, Tensor]]]:
+    """Fills a mapping with the queries, keys and values of a forward, whichever attention kernel it uses."""
+    found: dict[str, dict[int, Tensor]] = {feature: {} for feature in VECTORS}
+    hooks = []
+    for feature, layer in sorted(wanted):
+        projection = model.bert.encoder.get_submodule(f"layer.{layer}.attention.self.{feature}")
+
+        def keep(_module: nn.Module, _inputs: Any, output: Tensor, feature: str = feature, layer: int = layer) -> None:
+            found[feature][layer] = output.float()
+
+        hooks.append(projection.register_forward_hook(keep))
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _attention_mask(model: BertForMaskedLM, batch: MicroBatch) -> Tensor | None:
@@ -177,8 +215,7 @@ class Objective(nn.Module):
         if not self.distilled or teacher is None:
             assert mlm is not None
             return mlm * share[MASKED], {"mlm": mlm.detach() * share[MASKED]}
-        results_S: dict[str, object] = {"hidden": features.hidden, "attention": features.attention}
-        results_T: dict[str, object] = {"hidden": teacher.hidden, "attention": teacher.attention}
+        results_S, results_T = features.by_name(), teacher.by_name()
         if self.use_kd and len(batch.labels):
             results_S["logits"], results_T["logits"] = [features.logits], [teacher.logits]
         if mlm is not None:
@@ -205,7 +242,7 @@ class Objective(nn.Module):
             configured.weight = match["weight"] * share[loss_unit(match["loss"])]
 
     def _named_terms(self, terms: Mapping[str, Tensor], share: Share) -> dict[str, Tensor]:
-        """TextBrewer's terms under short names (kd, mlm, hidden_mse_3_6), unweighted, times their share."""
+        """TextBrewer's terms under short names (kd, mlm, hidden_mse_3_6, query_relation_12_5_11), times their share."""
         named = {}
         used = (("kd", "unweighted_kd_loss", self.use_kd), ("mlm", "unweighted_hard_label_loss", self.use_mlm))
         for short, name, is_used in used:
@@ -215,7 +252,8 @@ class Objective(nn.Module):
             layers = [match["layer_S"], match["layer_T"]]
             s, t = ("-".join(map(str, n)) if isinstance(n, list) else str(n) for n in layers)
             value = terms[f"unweighted_{match['feature']}_{match['loss']}_{s}_{t}"]
-            named[f"{match['loss']}_{s}_{t}"] = value.detach() * share[loss_unit(match["loss"])]
+            name = f"{match['feature']}_{match['loss']}" if match["feature"] in VECTORS else match["loss"]
+            named[f"{name}_{s}_{t}"] = value.detach() * share[loss_unit(match["loss"])]
         return named
 
     def _project(self, projection: nn.Module, states: Tensor) -> Tensor:
