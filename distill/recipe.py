@@ -125,6 +125,14 @@ class Student(_Model):
     init_layers: list[Annotated[int, Field(ge=0)]] | None = Field(
         None, description="teacher layers to copy, with embeddings and prediction head"
     )
+    method: str | None = Field(
+        None, description="name or JSON path of a distillation method: student fields that stand just below the ones "
+        "written beside it; see docs/methods.md"
+    )  # fmt: skip
+    seed: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="decides initial weights, projections and dropout whatever the student is called; default: "
+        "(seed of the stage, stage, student)"
+    )  # fmt: skip
     matches: list[str | dict[str, Any]] = Field([], description="layer matches: names, TextBrewer dicts or JSON paths")
     temperature: Annotated[float, Field(gt=0)] = Field(8.0, description="softens both logits of the KD term")
     kd_loss: str = Field("ce", description="TextBrewer's KD loss: ce or mse")
@@ -164,7 +172,7 @@ class Stage(_Model):
         None, description="sequences in one forward of one process; default: 8192 tokens' worth"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto = bf16 where hardware has it")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="decides order, masks, initial weights and dropout")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="decides order and masks, and what students start from")
     save_every: Positive | None = Field(None, description="steps between checkpoints; default: a tenth of the run")
     eval_every: Positive | None = Field(None, description="steps between dev evaluations; default: a tenth of the run")
     log_every: Positive = Field(10, description="steps between lines of the log")

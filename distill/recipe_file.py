@@ -1,6 +1,7 @@
 """From a recipe file to a checked `Recipe`: defaults and command-line values merged into every stage and student.
 
-Order: field default < defaults < stage < student < command line. What the fields are stands in recipe.py.
+Order: field default < defaults < stage < student < command line. A `method` counts as if its fields stood where its
+name stands, each below a value written beside it. What the fields are stands in recipe.py.
 """
 
 import json
@@ -16,6 +17,10 @@ from distill.recipe import Data, Recipe, Stage, Student
 
 STAGE_FIELDS = set(Stage.model_fields) - {"name", "students"}
 STUDENT_FIELDS = set(Student.model_fields)
+SHARED_FIELDS = STUDENT_FIELDS - STAGE_FIELDS
+"""Student fields that a stage, `defaults` or the command line may give for all; a `seed` there is the stage's."""
+METHOD_FIELDS = SHARED_FIELDS - {"method"}
+METHOD_FOLDERS = (Path("distill_configs/methods"), Path(__file__).resolve().parents[1] / "distill_configs" / "methods")
 
 
 def load_recipe(path: str | Path, overrides: Mapping[str, Any] = {}, settings: Sequence[str] = ()) -> Recipe:
@@ -71,6 +76,7 @@ def _merge_stage(stage: Any, index: int, defaults: dict, overrides: dict, where:
     _check_keys(stage, STAGE_FIELDS | STUDENT_FIELDS | {"name", "students"}, where)
     students = _expect_object(stage.get("students", {}), f"{where}: students")
     layers = [defaults, stage]
+    shared = [with_method(layer, where) for layer in layers]
     merged: dict[str, Any] = {"name": stage.get("name"), "students": {}}
     for field in STAGE_FIELDS:
         values = [layer[field] for layer in [*layers, overrides] if field in layer]
@@ -84,12 +90,41 @@ def _merge_stage(stage: Any, index: int, defaults: dict, overrides: dict, where:
         place = f"{where}, student '{student_name}'"
         student = _expect_object(student, place)
         _check_keys(student, STUDENT_FIELDS, place)
-        given = [*layers, student, overrides]
-        fields = {f: layer[f] for layer in given for f in STUDENT_FIELDS if f in layer}
-        if merged.get("teacher") is None and not student.get("matches") and not stage.get("matches"):
+        student = with_method(student, place)
+        fields: dict[str, Any] = {}
+        for layer in [*shared, student, with_method(overrides, "command line")]:
+            known = STUDENT_FIELDS if layer is student else SHARED_FIELDS
+            fields |= {field: value for field, value in layer.items() if field in known}
+        if merged.get("teacher") is None and not student.get("matches") and not shared[1].get("matches"):
             fields.pop("matches", None)
         merged["students"][student_name] = {field: _listed(field, value) for field, value in fields.items()}
     return merged
+
+
+def with_method(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    """Student fields with those of their `method` below them.
+
+    Raises:
+        InputError: no such method; a file that is no object of student fields.
+    """
+    name = fields.get("method")
+    if name is None or fields.keys() >= METHOD_FIELDS:
+        return fields  # a resolved student does not depend on the file any more
+    return {**_read_method(str(name), where), **fields}
+
+
+def _read_method(name: str, where: str) -> dict[str, Any]:
+    """The student fields of a shipped method, or of the JSON file that a path names."""
+    path = Path(name)
+    if path.suffix != ".json":
+        folder = next((folder for folder in METHOD_FOLDERS if folder.is_dir()), METHOD_FOLDERS[-1])
+        path = folder / f"{name}.json"
+        known = [file.stem for file in folder.glob("*.json")]
+        if name not in known:
+            raise InputError(f"{where}: unknown method '{name}'{nearest(name, known)} (or the path of a .json file)")
+    fields = _expect_object(read_json(path), str(path))
+    _check_keys(fields, METHOD_FIELDS, str(path))
+    return fields
 
 
 def _merge_data(values: Iterable[Any]) -> Any:
@@ -133,18 +168,19 @@ def _apply_setting(raw: dict, setting: str) -> None:
     if last in STAGE_FIELDS and last not in places[depth]:
         raise InputError(f"--set {path}: '{last}' is a field of the stage; set stages.{parents[1]}.{last}")
     _check_keys({last: None}, places[depth], f"--set {path}")
-    _write_field(target, last, parse_value(text))
+    _write_field(target, last, parse_value(text), f"--set {path}")
 
 
-def _write_field(target: dict, field: str, value: Any) -> None:
+def _write_field(target: dict, field: str, value: Any, where: str) -> None:
     """Sets a field of a merged stage, of its `data`, or of a student; a stage's student field reaches its students."""
     if field in Data.model_fields:
         merged = _merge_data([target, {field: value}])
         target.clear()
         target.update(merged)
-    elif field in STUDENT_FIELDS:
+    elif field in SHARED_FIELDS or "students" not in target:
         for student in target["students"].values() if "students" in target else [target]:
-            student[field] = _listed(field, value)
+            fields = with_method({field: value}, where)
+            student.update({name: _listed(name, value) for name, value in fields.items()})
     else:
         target[field] = _merge_data([target.get("data", {}), value]) if field == "data" else value
     if field in ("steps", "epochs"):

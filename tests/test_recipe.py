@@ -323,3 +323,106 @@ def test_the_two_arms_of_the_published_comparison_differ_in_their_stages_only():
     assert {stage.steps for stage in [*one.stages, *two.stages]} == {30_000}
     assert one.stages[0].students["minirbt-h256"] == two.stages[1].students["minirbt-h256"]
     assert [len(recipe.stages) for recipe in (one, two)] == [1, 2]
+
+
+# ---- methods and seeds of students
+
+
+METHODS = sorted((ROOT / "distill_configs/methods").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
+def test_a_shipped_method_gives_its_fields_to_the_student(path):
+    fields = json.loads(path.read_text())
+    student = resolve(make(student={"method": path.stem})).stages[0].students["s"]
+    assert student.method == path.stem
+    assert {name: student.model_dump()[name] for name in fields} == fields
+    assert {"matches", "kd_weight", "mlm_weight"} <= fields.keys()
+
+
+MINE = {"temperature": 2.0, "kd_scale": "tau_squared"}
+
+
+@pytest.mark.parametrize(
+    ("given", "temperature", "kd_scale"),
+    [
+        ({"student": {"method": "mine.json"}}, 2, "tau_squared"),
+        ({"student": {"method": "mine.json", "temperature": 3}}, 3, "tau_squared"),
+        ({"student": {"method": "mine.json"}, "defaults": {"temperature": 1}}, 2, "tau_squared"),
+        ({"student": {"temperature": 3}, "stage": {"method": "mine.json"}}, 3, "tau_squared"),
+        ({"stage": {"method": "mine.json", "temperature": 4}}, 4, "tau_squared"),
+        ({"stage": {"temperature": 4}, "defaults": {"method": "mine.json"}}, 4, "tau_squared"),
+        ({"student": {"method": None}, "defaults": {"temperature": 1}}, 1, "none"),
+    ],
+)
+def test_a_method_stands_where_its_name_stands_below_what_is_written_beside_it(
+    given, temperature, kd_scale, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.json").write_text(json.dumps(MINE))
+    student = resolve(make(**given)).stages[0].students["s"]
+    assert (student.temperature, student.kd_scale) == (temperature, kd_scale)
+
+
+def test_a_method_on_the_command_line_wins_and_a_field_beside_it_wins_over_the_method():
+    raw = two_stages(student={"temperature": 3, "matches": ["uniform"]})
+    recipe = resolve(raw, overrides={"method": "distilbert", "kd_weight": 7})
+    for stage in recipe.stages:
+        for student in stage.students.values():
+            assert (student.temperature, student.kd_weight, student.matches) == (2, 7, ["last:cos"])
+
+
+def test_set_of_a_method_writes_its_fields_in_one_place():
+    recipe = resolve(two_stages(), settings=["stages.b.students.x.method=minilmv2", "stages.b.method=pkd",
+                                             "stages.b.students.y.method=logits"])  # fmt: skip
+    students = recipe.stages[1].students
+    assert (students["x"].method, students["x"].temperature) == ("pkd", 10)
+    assert students["x"].matches[0]["match"] == "inner:pkd"
+    assert (students["y"].temperature, students["y"].matches) == (2, [])
+    assert recipe.stages[0].students["s"].method is None
+
+
+def test_a_resolved_recipe_does_not_need_the_file_of_its_method(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.json").write_text(json.dumps(MINE))
+    recipe = resolve(make(student={"method": "mine.json"}))
+    (tmp_path / "mine.json").unlink()
+    assert resolve(recipe.model_dump()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("content", "method", "message"),
+    [
+        (None, "tinybret", "stage 'a', student 's': unknown method 'tinybret'; did you mean 'tinybert'"),
+        (None, "none.json", "none.json: no such file"),
+        ("[]", "mine.json", "mine.json: expected an object in braces, found \\[\\]"),
+        ('{"temprature": 3}', "mine.json", "mine.json: unknown key 'temprature'; did you mean 'temperature'"),
+        ('{"steps": 3}', "mine.json", "mine.json: unknown key 'steps'"),
+        ('{"seed": 3}', "mine.json", "mine.json: unknown key 'seed'"),
+        ('{"temperature": -3}', "mine.json", "stage 'a', student 's', temperature: .*found -3"),
+    ],
+)
+def test_a_wrong_method_is_one_line(content, method, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if content:
+        (tmp_path / "mine.json").write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        resolve(make(student={"method": method}))
+    assert "\n" not in str(caught.value)
+
+
+def test_matches_of_a_default_method_are_left_out_without_a_teacher():
+    raw = two_stages(stage={"teacher": None}, defaults={"method": "minirbt"})
+    recipe = resolve(raw)
+    expected = [[], ["uniform:hidden_mse"], ["uniform:hidden_mse"]]
+    assert [s.matches for stage in recipe.stages for s in stage.students.values()] == expected
+    assert resolve(recipe.model_dump()) == recipe
+
+
+def test_a_seed_beside_stages_is_the_stages_and_one_in_a_student_is_the_students():
+    raw = make(defaults={"seed": 7}, student={"seed": 3})
+    assert [(s.seed, s.students["s"].seed) for s in resolve(raw).stages] == [(7, 3)]
+    recipe = resolve(raw, overrides={"seed": 8}, settings=["stages.a.seed=9"])
+    assert [(s.seed, s.students["s"].seed) for s in recipe.stages] == [(9, 3)]
+    recipe = resolve(make(), settings=["stages.a.students.s.seed=4"])
+    assert [(s.seed, s.students["s"].seed) for s in recipe.stages] == [(0, 4)]

@@ -31,6 +31,7 @@ from distill.training.stage import StagePaths, needs_teacher_head, train_stage
 STEPS = 8
 HIDDEN = {"config": "student.json", "matches": ["uniform"]}
 ATTENTION = {"config": "student.json", "matches": ["uniform:attention_mse", "uniform:mmd"], "kd_weight": 0.5}
+RELATION = {"config": "student.json", "matches": ["last:relation_8"], "kd_weight": 0.0, "mlm_weight": 0.1}
 LABELS = {"config": "student.json", "mlm_weight": 1.0, "learning_rate": 1e-3, "temperature": 2.0}
 
 
@@ -78,9 +79,9 @@ def metrics(paths: StagePaths, **wanted):
     return [line for line in lines if all(line[key] == value for key, value in wanted.items())]
 
 
-@pytest.mark.parametrize("name", ["a", "b", "c"])
-def test_a_student_beside_two_others_is_bit_for_bit_the_one_alone(world, name):
-    students = {"a": HIDDEN, "b": ATTENTION, "c": LABELS}
+@pytest.mark.parametrize("name", ["a", "b", "c", "d"])
+def test_a_student_beside_others_is_bit_for_bit_the_one_alone(world, name):
+    students = {"a": HIDDEN, "b": ATTENTION, "c": LABELS, "d": RELATION}
     together = train(world, make_stage(students), "together")
     alone = train(world, make_stage({name: students[name]}), "alone")
     assert weights(together, name) == weights(alone, name)
@@ -273,6 +274,29 @@ def test_random_starts_depend_on_seed_stage_and_student(world):
     assert torch.equal(start(), start())
     assert not torch.equal(start(), start(seed=1))
     assert not torch.equal(start(), start(name="two"))
+
+
+def test_students_of_one_seed_start_equal_whatever_they_and_their_stage_are_called(world):
+    def start(student, **fields):
+        stage = make_stage({student: {**HIDDEN, "seed": 5}}, **fields)
+        with pytest.raises(StageStopped):
+            train(world, stage, student, stop=StopBeforeStep(1))
+        return load_file(make_paths(world, student).checkpoints / "step-00000000" / f"{student}.safetensors")
+
+    one, other = start("one"), start("other", name="two", seed=3)
+    assert one.keys() == other.keys() and any(name.startswith("projections.") for name in one)
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def test_students_of_one_seed_train_equal_and_the_seed_of_the_stage_still_decides_the_data(world):
+    same = train(world, make_stage({"a": {**HIDDEN, "seed": 5}, "b": {**HIDDEN, "seed": 5}}, steps=2), "same")
+    assert weights(same, "a") == weights(same, "b")
+    for output, fields in (("own", {"seed": 6}), ("none", {})):
+        other = train(world, make_stage({"a": {**HIDDEN, **fields}}, steps=2), output)
+        assert weights(other, "a") != weights(same, "a")
+    other_data = train(world, make_stage({"a": {**HIDDEN, "seed": 5}}, steps=2, seed=1), "data")
+    assert weights(other_data, "a") != weights(same, "a")
 
 
 def without_head(world):

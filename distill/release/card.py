@@ -22,6 +22,8 @@ def model_card(name: str, stage: Mapping[str, Any], recipe: Mapping[str, Any]) -
         named = (
             ", ".join(m if isinstance(m, str) else "a match given as object" for m in matches) or "none (logits only)"
         )
+        if student["method"]:
+            rows.append(("method", student["method"]))
         rows += [("temperature", f"{student['temperature']:g}"), ("layer matches", named)]
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     return f"""---

@@ -25,7 +25,7 @@ from distill.training.metrics import MetricsLog, StatusFile
 from distill.training.precision import Autocast, autocast_for, choose_dtype
 from distill.training.processes import Processes, wait_for_all
 from distill.training.signals import StopRequest
-from distill.training.student import StudentRun, derive_seed
+from distill.training.student import StudentRun, derive_seed, student_seed
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +205,8 @@ def _start_student(
     attention = "eager" if any(match["feature"] == "attention" for match in matches) else "sdpa"
     if settings.dropout is not None:
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = settings.dropout
-    model = build_model(config, seed=derive_seed(stage.seed, stage.name, name, "weights"), attention=attention)
+    seed = derive_seed(*student_seed(settings, stage.seed, stage.name, name), "weights")
+    model = build_model(config, seed=seed, attention=attention)
     if settings.init:
         model.load_state_dict(load_masked_lm(paths.inits[name]).state_dict())
     elif settings.init_layers and teacher is not None:

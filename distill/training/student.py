@@ -22,11 +22,16 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def student_seed(settings: Student, *parts: object) -> tuple[object, ...]:
+    """What a student's initial weights, projections and dropout are derived from: its own seed, else these parts."""
+    return parts if settings.seed is None else ("student seed", settings.seed)
+
+
 class StudentRun:
     """A student with everything that one of its optimiser steps changes.
 
-    Nothing in it depends on other students of the pass: initial projections and dropout come from
-    (seed, stage, name), clipping and optimiser are its own.
+    Nothing in it depends on other students of the pass: initial projections and dropout come from its seed, clipping
+    and optimiser are its own.
     """
 
     def __init__(
@@ -45,7 +50,7 @@ class StudentRun:
     ) -> None:
         self.name = name
         self.settings = settings
-        self.seed_parts = (*seed_parts, name)
+        self.seed_parts = student_seed(settings, *seed_parts, name)
         scale = settings.temperature**2 if settings.kd_scale == "tau_squared" else 1.0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(*self.seed_parts, "projections"))
