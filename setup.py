@@ -13,7 +13,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["distill", "distill.*"]),
-    package_data={"distill.sample": ["text/*.txt", "text/*.json"]},
+    package_data={
+        "distill.sample": ["text/*.txt", "text/*.json"],
+        "distill.downstream": ["tasks/*.json", "grids/*.json"],
+    },
     install_requires=[
         "torch>=2.8",
         "transformers>=5.23,<6",

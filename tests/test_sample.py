@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from distill.downstream.task import load_task
+from distill.downstream.task_data import load_task_data
 from distill.errors import InputError
 from distill.sample import write_sample_world
 from distill.sample.skeletons import SPLITS, load_common, load_lists, load_topics
@@ -196,3 +198,10 @@ def test_no_character_is_unknown_to_the_vocabulary(world: tuple[Path, dict[str, 
 def test_an_unmatched_bracket_is_refused_with_its_place() -> None:
     with pytest.raises(ValueError, match="food/body/3"):
         parse_skeleton("他 [ 来 | 去 。", key="food/body/3", split="train")
+
+
+@pytest.mark.parametrize("name", ["sample-topic", "sample-similarity", "sample-inference", "sample-reading"])
+def test_every_task_is_described_and_opens(world: tuple[Path, dict[str, int]], name: str) -> None:
+    data = load_task_data(load_task(name), str(world[0] / "tasks"), ["train", "dev", "test"])
+    assert [len(split.examples) for split in data.splits.values()] == [2000, 500, 500]
+    assert not any(split.notes for split in data.splits.values())

@@ -1,0 +1,225 @@
+"""The data of a task: where its files are looked for, and its splits as checked examples.
+
+1. `--data` is a folder that has the task's folder (dataset/tasks has tnews/), or the task's folder itself, or
+   `hf:OWNER/NAME[:CONFIG]` on the hub.
+2. The first file name of a split that is there is read (records.py) and made into examples (examples.py).
+3. Labels are checked against the task's, or collected from train.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.downstream.examples import Example, TaggedText, TextExample, is_labelled, make_examples
+from distill.downstream.records import Notes, Record, note, read_records, rename
+from distill.downstream.task import FROM_TRAIN, Task
+from distill.errors import InputError
+from distill.json_file import nearest
+
+HUB = "hf:"
+_NUM_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split as read: `files` is where from, `notes` what was left out or mended, one line each."""
+
+    name: str
+    files: tuple[str, ...]
+    examples: tuple[Example, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def is_labelled(self) -> bool:
+        return is_labelled(self.examples[0])
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The splits that were asked for, and the task's labels in the order of their numbers (none for span, choice)."""
+
+    task: Task
+    labels: tuple[str, ...]
+    splits: dict[str, Split]
+
+
+def load_task_data(task: Task, data: str, splits: Sequence[str], *, labels: Sequence[str] = ()) -> TaskData:
+    """Reads splits of a task.
+
+    Args:
+        data: folder, or `hf:OWNER/NAME[:CONFIG]`; see the top of this module.
+        labels: those of a model that was trained already; default: the task's, or those that occur in train.
+    Raises:
+        InputError: data that is not there, an empty split, a wrong row, a label that is not the task's.
+    """
+    names = list(splits)
+    uses_labels = task.kind in ("classification", "tags")
+    known = tuple(labels) or (() if task.labels == FROM_TRAIN else tuple(task.labels))
+    if uses_labels and not known and "train" not in names:
+        names.insert(0, "train")
+    read = {name: _read_split(task, data, name) for name in names}
+    if uses_labels and not known:
+        known = _labels_of(example for _, example in read["train"][1])
+    found = {}
+    for name in splits:
+        files, placed, notes = read[name]
+        if uses_labels:
+            _check_labels(placed, known)
+        if name == "train":
+            placed = _usable_for_training(placed, notes)
+        examples = tuple(example for _, example in placed)
+        if not examples:
+            raise InputError(f"{', '.join(files)}: no usable rows for split '{name}' of {task.name}; {_told(notes)}")
+        _check_all_labelled(task, name, placed)
+        found[name] = Split(name, files, examples, tuple(describe_notes(notes)))
+    return TaskData(task, known if uses_labels else (), found)
+
+
+def require_labels(task: Task, split: Split) -> None:
+    """InputError unless a split can be scored or learned from."""
+    if problem := _why_not_scored(task, split):
+        raise InputError(f"{task.name}, split '{split.name}': {problem}")
+
+
+def can_score(task: Task, split: Split) -> bool:
+    """Whether a split's labels are known and real."""
+    return not _why_not_scored(task, split)
+
+
+def _why_not_scored(task: Task, split: Split) -> str:
+    if split.name in task.unlabelled:
+        return (
+            f"the answers of {split.files[0]} are made up, so a score would mean nothing; take dev, or write answers "
+            f"with `distill predict`"
+        )
+    if not split.is_labelled:
+        return (
+            f"{split.files[0]} has no labels (column '{task.label}'), so there is nothing to score or learn; "
+            f"`distill predict` writes answers for it"
+        )
+    return ""
+
+
+def find_files(task: Task, folder: Path, split: str) -> list[Path]:
+    """The files of a split below `folder` or in it; empty if they are not there."""
+    for place in [folder / task.name, *(folder / name for name in task.folders), folder]:
+        for names in task.files.get(split, []):
+            paths = [place / name for name in ([names] if isinstance(names, str) else names)]
+            if all(path.is_file() for path in paths):
+                return paths
+    return []
+
+
+def describe_notes(notes: Notes) -> Iterator[str]:
+    """`50 rows labelled '-' left out (dev.json, line 3, ...)`, one line for each kind of note."""
+    for what, places in notes.items():
+        more = ", ..." if len(places) > _NUM_NAMED else ""
+        yield f"{len(places):,} {what} ({', '.join(places[:_NUM_NAMED])}{more})"
+
+
+def _told(notes: Notes) -> str:
+    return "; ".join(describe_notes(notes)) or "the file is empty"
+
+
+def _read_split(task: Task, data: str, split: str) -> tuple[tuple[str, ...], list[tuple[str, Example]], Notes]:
+    if split not in task.files:
+        raise InputError(f"{task.name}: no split '{split}'{nearest(split, task.files)}")
+    notes: Notes = {}
+    if data.startswith(HUB):
+        return (data,), make_examples(_hub_records(task, data, split), task, notes), notes
+    paths = find_files(task, Path(data), split)
+    if not paths:
+        raise InputError(_missing(task, Path(data), split))
+    records = (record for path in paths for record in read_records(path, task, notes))
+    placed = make_examples(records, task, notes)
+    if not placed:
+        raise InputError(f"{', '.join(map(str, paths))}: no usable rows for split '{split}'; {_told(notes)}")
+    return tuple(map(str, paths)), placed, notes
+
+
+def _missing(task: Task, folder: Path, split: str) -> str:
+    """What to say when a split's files are not there: what was looked for, where, and where it can be had."""
+    names = [name if isinstance(name, str) else " + ".join(name) for name in task.files[split]]
+    places = [str(folder / name) for name in (task.name, *task.folders)]
+    get = f"; the data: {task.source}" if task.source else ""
+    hub = f", or --data {HUB}{task.hub} online" if task.hub else ""
+    return (
+        f"{task.name}: no data for split '{split}': looked in {', '.join(places)} and {folder} for {' or '.join(names)}"
+        f"{get}{hub}"
+    )
+
+
+def _hub_records(task: Task, data: str, split: str) -> Iterator[Record]:
+    """Rows of a dataset of the hub (or of a local folder that `datasets` reads), class numbers as label names."""
+    import datasets
+
+    name, _, config = data.removeprefix(HUB).partition(":")
+    hub_split = task.hub_splits.get(split, split)
+    try:
+        rows = datasets.load_dataset(name, config or None, split=hub_split)
+    except (OSError, ValueError, RuntimeError) as error:  # the hub's errors, and what its HTTP client raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{data}: split '{hub_split}' cannot be loaded ({reason[:160]}); check the name (hf:OWNER/NAME[:CONFIG]) "
+            f"and the network, set HF_ENDPOINT to a mirror, or put the files into a folder"
+        ) from None
+    for number, values in enumerate(rows, start=1):
+        for column, feature in rows.features.items():
+            if isinstance(feature, datasets.ClassLabel):
+                values[column] = _class_name(values[column], feature.names, task)
+        yield Record(f"{data}, {hub_split}, row {number}", rename(values, task))
+
+
+def _class_name(number: int | None, names: Sequence[str], task: Task) -> str | None:
+    """The label behind a class number: its name, or the number itself where the task's labels are numbers."""
+    if number is None or number < 0:
+        return None
+    if task.labels == FROM_TRAIN or names[number] in (*task.labels, *task.drop_labels):
+        return names[number]
+    return str(number)
+
+
+def _labels_of(examples: Iterator[Example]) -> tuple[str, ...]:
+    """Every label or entity type that occurs, in the order of numbers if all are numbers."""
+    found: set[str] = set()
+    for example in examples:
+        if isinstance(example, TextExample) and isinstance(example.label, str):
+            found.add(example.label)
+        elif isinstance(example, TaggedText):
+            found.update(entity.type for entity in example.entities or ())
+    if all(label.isdecimal() for label in found):
+        return tuple(sorted(found, key=int))
+    return tuple(sorted(found))
+
+
+def _check_labels(placed: Sequence[tuple[str, Example]], labels: Sequence[str]) -> None:
+    known = set(labels)
+    for place, example in placed:
+        used = _labels_of(iter([example]))
+        for label in used:
+            if label not in known:
+                what = "entity type" if isinstance(example, TaggedText) else "label"
+                raise InputError(f"{place}: {what} '{label}' is not one of the task's{nearest(label, labels)}")
+
+
+def _usable_for_training(placed: Sequence[tuple[str, Example]], notes: Notes) -> list[tuple[str, Example]]:
+    """Without the questions of which no answer stands in the context: they point nowhere."""
+    kept = []
+    for place, example in placed:
+        answers = getattr(example, "answers", ())
+        if answers and all(answer.start is None for answer in answers):
+            note(notes, "questions left out of train: no answer stands in the context", example.id)
+        else:
+            kept.append((place, example))
+    return kept
+
+
+def _check_all_labelled(task: Task, split: str, placed: Sequence[tuple[str, Example]]) -> None:
+    """A split has labels in all rows or in none; dev and train need them."""
+    first = is_labelled(placed[0][1])
+    for place, example in placed:
+        if is_labelled(example) != first:
+            labelled, other = (placed[0][0], place) if first else (place, placed[0][0])
+            raise InputError(
+                f"{other}: no label (column '{task.label}'), but {labelled} has one; label all rows or none"
+            )
