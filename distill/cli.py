@@ -11,6 +11,7 @@ import typer
 from distill.cli_segmenter import SEGMENTER_HELP, Dictionary, SkipBad, add_segmenter_commands
 from distill.cli_vocabulary import vocab_app
 from distill.errors import InputError
+from distill.interruption import Terminated, signals_raise
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -47,11 +48,12 @@ def ref(
 
     `python run_chinese_ref.py` without options does this for dataset/train and dataset/dev.
     """
+    from distill.changes import check_writable
     from distill.corpus.prepare import prepare_references
     from distill.corpus.ray_workers import check_ray
     from distill.corpus.segment import add_dictionary, check_segmenter
     from distill.modeling.models import find_model
-    from distill.pipeline import check_writable, show_progress
+    from distill.pipeline import show_progress
 
     segmenter = add_dictionary(segmenter, dictionary)
     check_segmenter(segmenter)
@@ -86,10 +88,11 @@ def pack(
     ray: Ray = None,
 ) -> None:
     """Pack text and references into a memory-mapped dataset, ahead of training."""
+    from distill.changes import check_writable
     from distill.corpus.prepare import check_data, prepare_dataset
     from distill.corpus.ray_workers import check_ray
     from distill.modeling.models import find_model
-    from distill.pipeline import check_writable, show_progress
+    from distill.pipeline import show_progress
     from distill.recipe_file import check_data_fields
 
     check_writable(output)
@@ -116,6 +119,12 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="one place: stages.NAME.students.NAME.field=value; repeatable")
     ] = None,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="go on with a stage that has begun though recipe or files changed")
+    ] = False,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="times a stage whose processes died goes on by itself from its last checkpoint")
+    ] = 0,
 ) -> None:
     """Train the stages of a recipe, or go on where they stopped.
 
@@ -126,10 +135,15 @@ def train(
 
     if str(recipe).startswith("-"):
         raise InputError(f"command line: the recipe comes first, then --field value; found '{recipe}' in its place")
-    run_loaded_recipe(load_recipe(recipe, parse_fields(context.args), settings or []), stage, dry_run)
+    run_loaded_recipe(
+        load_recipe(recipe, parse_fields(context.args), settings or []), stage, dry_run,
+        allow_changes=allow_changes, max_restarts=max_restarts,
+    )  # fmt: skip
 
 
-def run_loaded_recipe(recipe: Any, stage: str | None, dry_run: bool) -> None:
+def run_loaded_recipe(
+    recipe: Any, stage: str | None, dry_run: bool, *, allow_changes: bool = False, max_restarts: int = 0
+) -> None:
     """Runs a checked recipe as worker or as parent."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if stage is not None:
@@ -137,18 +151,24 @@ def run_loaded_recipe(recipe: Any, stage: str | None, dry_run: bool) -> None:
     from distill.launch import Cluster, is_worker
 
     if is_worker():
-        from distill.worker import run_worker
-
         if stage is None:
             raise InputError("under torchrun one stage is trained; name it with --stage, or start without torchrun")
-        raise typer.Exit(run_worker(recipe, stage))
+        from distill.training.signals import StopRequest
+
+        stop = StopRequest()  # before torch, which takes seconds to import
+        from distill.worker import run_worker
+
+        raise typer.Exit(run_worker(recipe, stage, stop, allow_changes=allow_changes))
     from distill.pipeline import describe_plan, run_recipe
 
     cluster = Cluster.from_environment()
     if dry_run:
-        typer.echo(describe_plan(recipe, cluster, only_stage=stage))
+        typer.echo(describe_plan(recipe, cluster, only_stage=stage, allow_changes=allow_changes))
         return
-    run_recipe(recipe, cluster=cluster, only_stage=stage, show=typer.echo)
+    run_recipe(
+        recipe, cluster=cluster, only_stage=stage, show=typer.echo, allow_changes=allow_changes,
+        max_restarts=max_restarts,
+    )  # fmt: skip
 
 
 def parse_fields(arguments: list[str]) -> dict[str, Any]:
@@ -237,13 +257,16 @@ def _with_dashes(argument: str) -> str:
 def guard(command: Callable[[], Any], debug: bool = False) -> None:
     """Runs `command` and leaves the process with its exit code."""
     try:
-        code = command()
+        with signals_raise():
+            code = command()
     except InputError as error:
         _leave(f"error: {error}", 2, debug)
     except typer.Exit as done:
         code = done.exit_code
     except KeyboardInterrupt:
         _leave("stopped", 130, debug)
+    except Terminated as terminated:
+        _leave("stopped; the same command goes on", 128 + terminated.signum, debug)
     except Exception as error:
         _leave_for(error, debug)
     if code == 130:  # typer's answer to Ctrl-C

@@ -5,6 +5,7 @@ needs to see comes through the status file, so one mistake is one line whatever 
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,15 +18,27 @@ from typing import Any
 from tqdm import tqdm
 
 from distill.errors import InputError
+from distill.interruption import end_signals
 from distill.training.metrics import read_status
 
 CHILD = "DISTILL_CHILD"
-"""Environment variable that marks a process which the parent started to train one stage."""
+"""Environment variable that marks a process which the parent started to train one stage: the parent's number."""
 POLL_SECONDS = 0.3
+SAVE_SECONDS = "120"
+"""How long torchrun lets its processes finish a step and save after a signal; its own default is 30."""
+_FAILURE = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s+exitcode\s*: (-?\d+) \(pid: (\d+)\)")
+"""An entry of torchrun's report on dead processes."""
 
 
 class StageFailed(Exception):
-    """A stage's processes ended without finishing; the message is what the user should read."""
+    """A stage's processes ended without finishing; the message is what the user should read.
+
+    `is_final`: the same would happen again.
+    """
+
+    def __init__(self, message: str, *, is_final: bool = False) -> None:
+        super().__init__(message)
+        self.is_final = is_final
 
 
 class Interrupted(Exception):
@@ -85,49 +98,103 @@ def is_worker() -> bool:
 
 
 def run_stage_processes(
-    recipe_file: Path, stage: str, *, cluster: Cluster, status_file: Path, log_file: Path, show: Callable[[str], None]
-) -> None:
+    recipe_file: Path, stage: str, *, cluster: Cluster, status_file: Path, log_file: Path, show: Callable[[str], None],
+    lock: int | None = None, max_restarts: int = 0,
+) -> None:  # fmt: skip
     """Runs `distill train RECIPE --stage NAME` in all processes of this node until it has finished.
 
+    Args:
+        lock: descriptor of the run's lock, which the processes hold, too.
+        max_restarts: times to start again after processes died; several processes are started again by torchrun.
     Raises:
         InputError: the user's input was wrong.
         Interrupted: after SIGINT or SIGTERM.
         StageFailed: anything else.
     """
+    own = [sys.executable, "-m", "distill", "train", str(recipe_file), "--stage", stage]
+    command = own if cluster.world_size == 1 else [*_torchrun(cluster, max_restarts), *own[1:]]
+    restarts = 0
+    while True:
+        try:
+            return _run_once(command, stage, cluster, status_file, log_file, show, lock)
+        except StageFailed as error:
+            if cluster.world_size > 1 or error.is_final or restarts >= max_restarts:
+                raise
+            restarts += 1
+            show(f"{error}; starting again, {restarts} of {max_restarts}")
+
+
+def _run_once(
+    command: list[str], stage: str, cluster: Cluster, status_file: Path, log_file: Path, show: Callable[[str], None],
+    lock: int | None,
+) -> None:  # fmt: skip
+    """Starts the processes, waits for their end, and tells it as `run_stage_processes` does."""
     status_file.parent.mkdir(parents=True, exist_ok=True)
     status_file.unlink(missing_ok=True)
-    own = [sys.executable, "-m", "distill", "train", str(recipe_file), "--stage", stage]
-    command = own if cluster.world_size == 1 else [*_torchrun(cluster), *own[1:]]
-    environment = {**os.environ, CHILD: "1", "PYTHONUNBUFFERED": "1"}
+    with log_file.open("ab") as log:
+        begin = log.tell()
+        child = subprocess.Popen(
+            command, env=_environment(cluster), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=os.name != "nt", pass_fds=() if lock is None else (lock,),
+        )  # fmt: skip
+        signum = _watch(child, status_file, stage, show)
+    status = read_status(status_file)
+    message = str(status.get("message", ""))
+    is_finished = status.get("state") == "finished" and child.returncode == 0
+    if signum:
+        default = "has finished" if is_finished else "was stopped, nothing of it is lost that a checkpoint holds"
+        raise Interrupted(signum, message or f"stage '{stage}' {default}; the same command goes on from there")
+    if is_finished:
+        return
+    if status.get("exit_code") == 2:
+        raise InputError(message)
+    dead = describe_dead_process(_read_from(log_file, begin), child.pid, child.returncode)
+    if dead and (not message or status.get("is_lost")):
+        raise StageFailed(f"stage '{stage}': {dead}; the same command goes on from the last checkpoint (details: "
+                          f"{log_file})")  # fmt: skip
+    if message:
+        raise StageFailed(f"{message} (details: {log_file})", is_final=bool(status.get("is_final")))
+    raise StageFailed(
+        f"stage '{stage}': a process ended with code {child.returncode} without a message; see {log_file}"
+    )
+
+
+def _environment(cluster: Cluster) -> dict[str, str]:
+    environment = {**os.environ, CHILD: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
+    if cluster.world_size > 1:
+        environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SAVE_SECONDS)
     if cluster.nproc > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // cluster.nproc)))
-    with log_file.open("ab") as log:
-        child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                 start_new_session=os.name != "nt")  # fmt: skip
-        signum = _watch(child, status_file, stage, show)
-    status = read_status(status_file)
-    if status.get("state") == "finished" and child.returncode == 0:
-        return
-    message = str(status.get("message", ""))
-    if signum:
-        raise Interrupted(signum, message or f"stage '{stage}' was stopped; the same command goes on with it")
-    if status.get("exit_code") == 2:
-        raise InputError(message)
-    if message:
-        raise StageFailed(f"{message} (details: {log_file})")
-    hint = ""
-    if child.returncode in (-9, 137) or "Signal 9" in _tail(log_file):
-        hint = "; it was killed, most likely because memory ran out: lower micro_batch_size"
-    raise StageFailed(
-        f"stage '{stage}': a process ended with code {child.returncode} without a message{hint}; see {log_file}"
-    )
+    return environment
 
 
-def _torchrun(cluster: Cluster) -> list[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={cluster.nproc}"]
+def describe_dead_process(log: str, pid: int, code: int) -> str:
+    """Which process of a stage a signal ended, by torchrun's report in the log or the child's own code; '' if none.
+
+    Args:
+        log: what the processes printed.
+        pid, code: of the child: the one process of the stage, or torchrun.
+    """
+    failures = [(int(code), rank, pid) for rank, code, pid in _FAILURE.findall(log)]
+    # The others were ended by torchrun's SIGTERM, or for want of the first.
+    dead = next((failure for failure in failures if failure[0] < 0 and failure[0] != -signal.SIGTERM), None)
+    if dead:
+        number, who = -dead[0], f"process {dead[1]} (pid {dead[2]})"
+    elif code < 0:
+        number, who = -code, f"its process (pid {pid})"
+    else:
+        return ""
+    name = signal.Signals(number).name
+    hint = ", most likely because memory ran out: lower micro_batch_size" if name == "SIGKILL" else ""
+    return f"{who} was ended by {name}{hint}"
+
+
+def _torchrun(cluster: Cluster, max_restarts: int) -> list[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={cluster.nproc}",
+               f"--max-restarts={max_restarts}"]  # fmt: skip
     if cluster.nnodes == 1:
         return [*command, "--standalone"]
     return [
@@ -144,7 +211,8 @@ def _watch(child: subprocess.Popen, status_file: Path, stage: str, show: Callabl
         received.append(signum)
         _signal_child(child, signum, kill=len(received) > 1)
 
-    handlers = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [number for number in end_signals() if signal.getsignal(number) != signal.SIG_IGN]
+    handlers = {number: signal.signal(number, forward) for number in numbers}
     bar, shown = None, 0
     try:
         while True:
@@ -180,10 +248,10 @@ def _signal_child(child: subprocess.Popen, signum: int, *, kill: bool) -> None:
     elif kill:
         os.killpg(child.pid, signal.SIGKILL)
     else:
-        child.send_signal(signum)
+        child.send_signal(signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
 
 
-def _tail(path: Path, size: int = 4000) -> str:
+def _read_from(path: Path, offset: int) -> str:
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - size))
+        file.seek(offset)
         return file.read().decode(errors="replace")

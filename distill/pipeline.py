@@ -5,48 +5,81 @@ A worker (`run_worker`) is one of those processes. What is finished is skipped, 
 """
 
 import contextlib
-import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from distill.changes import check_unchanged, check_writable, find_changes, record_changes, record_inputs
+from distill.corpus.lock import only_run
 from distill.corpus.prepare import prepare_dataset
+from distill.durable import write_json
 from distill.errors import InputError
-from distill.json_file import read_json
 from distill.launch import Cluster, run_stage_processes
 from distill.modeling.counting import count_parameters, flops_per_token
 from distill.planning import StagePlan, plan_recipe
-from distill.recipe import OPERATIONAL_FIELDS, Recipe, Stage
-from distill.recipe_file import resolve_recipe
+from distill.recipe import Recipe, Stage
 from distill.release.results import collect_results, format_results
 from distill.training.checkpoint import checkpoint_students, clear_other_checkpoints
 
 WAIT_SECONDS = 1.0
-_NESTED = ("data", "students")
-"""Fields of a stage that have fields of their own."""
 
 
-def run_recipe(recipe: Recipe, *, cluster: Cluster, only_stage: str | None, show: Callable[[str], None]) -> None:
+def run_recipe(
+    recipe: Recipe, *, cluster: Cluster, only_stage: str | None, show: Callable[[str], None],
+    allow_changes: bool = False, max_restarts: int = 0,
+) -> None:  # fmt: skip
     """Runs all stages that are not finished, or one of them, and prints the table of results.
 
+    Args:
+        allow_changes: go on with stages that have begun though the recipe or its files have changed.
+        max_restarts: times that a stage whose processes died is started again by itself.
     Raises:
         InputError, launch.Interrupted, launch.StageFailed.
     """
     output = Path(recipe.output_dir)
     stages = [recipe.stage(only_stage)] if only_stage else recipe.stages
-    check_output_folder(recipe)
-    plans = plan_recipe(recipe)
+    plans = plan_checked(recipe, stages, allow_changes=allow_changes)
     _check_made_before(stages, plans, only_stage)
+    with only_run(output, show) if cluster.node_rank == 0 else nullcontext() as lock:
+        _run_stages(recipe, stages, plans, cluster, show, lock=lock, max_restarts=max_restarts)
+
+
+def plan_checked(recipe: Recipe, stages: list[Stage], *, allow_changes: bool = False) -> dict[str, StagePlan]:
+    """The plan of a recipe whose output folder can take it.
+
+    Raises:
+        InputError: see `plan_recipe` and `check_unchanged`.
+    """
+    check_writable(Path(recipe.output_dir))
+    if not allow_changes:
+        check_unchanged(recipe)
+    plans = plan_recipe(recipe)
+    if not allow_changes:
+        check_unchanged(recipe, unfinished_plans(stages, plans))
+    return plans
+
+
+def unfinished_plans(stages: list[Stage], plans: Mapping[str, StagePlan]) -> dict[str, StagePlan]:
+    """The plans of those stages that lack a model."""
+    return {stage.name: plans[stage.name] for stage in stages if unfinished_students(plans[stage.name])}
+
+
+def _run_stages(
+    recipe: Recipe, stages: list[Stage], plans: Mapping[str, StagePlan], cluster: Cluster,
+    show: Callable[[str], None], *, lock: int | None, max_restarts: int,
+) -> None:  # fmt: skip
+    """What `run_recipe` does when all is checked and nobody else is at work."""
+    output = Path(recipe.output_dir)
     recipe_file = output / "recipe.json"
     if cluster.node_rank == 0:
         # All text is read before the first stage trains and before the folder counts as this recipe's.
-        packed = {stage.name: prepare_data(plans[stage.name], output, show) for stage in stages
-                  if missing_students(plans[stage.name], output)}  # fmt: skip
+        packed = {name: prepare_data(plan, output, show) for name, plan in unfinished_plans(stages, plans).items()}
+        record_changes(output, find_changes(recipe, unfinished_plans(stages, plans)))
         write_json(recipe_file, recipe.model_dump())
     for stage in stages:
         while students := missing_students(plans[stage.name], output):
@@ -60,7 +93,8 @@ def run_recipe(recipe: Recipe, *, cluster: Cluster, only_stage: str | None, show
             folder.mkdir(parents=True, exist_ok=True)
             run_stage_processes(recipe_file, stage.name, cluster=cluster,
                                 status_file=status_path(output, stage, cluster.node_rank),
-                                log_file=folder / "log.txt", show=show)  # fmt: skip
+                                log_file=folder / "log.txt", show=show, lock=lock,
+                                max_restarts=max_restarts)  # fmt: skip
             show(f"{stage.name}: finished {', '.join(students)} in {_duration(time.monotonic() - start)}")
     if cluster.node_rank == 0:
         results = collect_results(output, recipe.model_dump())
@@ -102,16 +136,9 @@ def prepare_data(plan: StagePlan, output: Path, show: Callable[[str], None]) -> 
 
 def hand_over(plan: StagePlan, students: list[str], output: Path, packed: Path) -> None:
     """Leaves what the stage's processes will read: where the dataset is, and no checkpoints of another pass."""
+    record_inputs(plan, output)
     clear_other_checkpoints(output / "stages" / plan.stage.name / "checkpoints", students)
     write_json(dataset_note(plan, output), {"path": str(packed)})
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replaces a JSON file as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def wait_for_file(path: Path) -> None:
@@ -142,14 +169,15 @@ def describe_stage(plan: StagePlan, students: list[str], cluster: Cluster) -> st
     )
 
 
-def describe_plan(recipe: Recipe, cluster: Cluster, *, only_stage: str | None = None) -> str:
+def describe_plan(
+    recipe: Recipe, cluster: Cluster, *, only_stage: str | None = None, allow_changes: bool = False
+) -> str:
     """What a run would do, stage by stage, after all checks that need no training: for --dry-run."""
     stages = [recipe.stage(only_stage)] if only_stage else recipe.stages
-    check_output_folder(recipe)
     lines = []
-    plans = plan_recipe(recipe)
+    plans = plan_checked(recipe, stages, allow_changes=allow_changes)
     for plan in (plans[stage.name] for stage in stages):
-        students = unfinished_students(plan)  # missing_students would set damaged checkpoints aside
+        students = missing_students(plan, Path(recipe.output_dir))
         if not students:
             lines.append(f"{plan.stage.name}: finished")
             continue
@@ -175,70 +203,6 @@ def describe_cost(plan: StagePlan, students: list[str]) -> list[str]:
     memory = 16 * sum(counts.values()) + (4 * count_parameters(plan.teacher.config).masked_lm if plan.teacher else 0)
     lines.append(f"weights and optimiser: {memory / 1e6:,.1f} MB a process, activations not counted")
     return lines
-
-
-def check_output_folder(recipe: Recipe) -> None:
-    """Refuses an output folder whose recorded recipe would have trained other models.
-
-    Stages and students may be added, a stage that has not begun may change or go, and so may fields that do not
-    change the training.
-
-    Raises:
-        InputError: naming what differs.
-    """
-    output = Path(recipe.output_dir)
-    check_writable(output)
-    recorded_file = output / "recipe.json"
-    if not recorded_file.exists():
-        return
-    recorded = resolve_recipe(read_json(recorded_file), where=f"{recorded_file} (what made this folder)")
-    before = {stage.name: stage.model_dump() for stage in recorded.stages}
-    now = {stage.name: stage.model_dump() for stage in recipe.stages}
-    for name, old in before.items():
-        if not _has_begun(Path(recipe.output_dir), old):
-            continue
-        if name not in now:
-            raise InputError(
-                f"{recipe.output_dir}: this folder was made by another recipe (it has a stage '{name}', this one has "
-                f"not); choose another output_dir"
-            )
-        differing = _difference(old, now[name])
-        if differing:
-            raise InputError(
-                f"{recipe.output_dir}: this folder was made by another recipe: stage '{name}', {differing}; choose "
-                f"another output_dir, or set it back"
-            )
-
-
-def check_writable(folder: Path) -> None:
-    """InputError unless `folder` is one, or could be made, and may be written."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise InputError(f"{folder}: cannot be made as output folder, {there} is a file; name another folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{folder}: cannot be written, {there} belongs to somebody else; name another folder")
-
-
-def _has_begun(output: Path, stage: dict[str, Any]) -> bool:
-    """Whether something of a recorded stage was trained: a finished model or a checkpoint."""
-    made = any((output / "models" / name / "config.json").exists() for name in stage["students"])
-    return made or any((output / "stages" / stage["name"] / "checkpoints").glob("step-*"))
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """The first field of a stage, or of a student in both, that changes the training; '' if there is none."""
-    found = [(f"{field} ", old[field], new[field]) for field in sorted(old.keys() - {*OPERATIONAL_FIELDS, *_NESTED})]
-    found += [(f"data.{field} ", value, new["data"][field]) for field, value in old["data"].items()]
-    for student, fields in old["students"].items():
-        if student not in new["students"]:
-            return f"student '{student}' is missing now"
-        found += [(f"student '{student}', {field} ", value, new["students"][student][field])
-                  for field, value in fields.items()]  # fmt: skip
-    for place, before, now in found:
-        if before != now:
-            before, now = (json.dumps(value, ensure_ascii=False) for value in (before, now))
-            return f"{place}was {before} and is now {now}"
-    return ""
 
 
 def _check_made_before(stages: list[Stage], plans: dict[str, StagePlan], only_stage: str | None) -> None:

@@ -42,7 +42,8 @@ def write_project_references() -> None:
     if not _texts("train"):
         raise InputError(f"{TEXT['train']}: no text there; put your *.txt there, one passage a line (or *.jsonl)")
     check_segmenter(f"ltp:{SEGMENTER}")
-    from distill.pipeline import show_progress, write_json  # after the checks: it imports torch
+    from distill.durable import write_json
+    from distill.pipeline import show_progress  # after the checks: it imports torch
 
     listed: dict[str, dict[str, list[str]]] = {}
     for split, folder in TEXT.items():

@@ -17,7 +17,9 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 Packing = Literal["chunks", "documents", "full_sentences", "doc_sentences", "lines"]
 
 # Two runs that differ only in these train the same models.
-OPERATIONAL_FIELDS = {"micro_batch_size", "save_every", "eval_every", "log_every"}
+OPERATIONAL_FIELDS = {
+    "micro_batch_size", "save_every", "eval_every", "log_every", "keep_checkpoints", "skip_bad_steps",
+}  # fmt: skip
 
 
 TEACHER = "teacher"
@@ -176,6 +178,10 @@ class Stage(_Model):
     save_every: Positive | None = Field(None, description="steps between checkpoints; default: a tenth of the run")
     eval_every: Positive | None = Field(None, description="steps between dev evaluations; default: a tenth of the run")
     log_every: Positive = Field(10, description="steps between lines of the log")
+    keep_checkpoints: Positive = Field(2, description="sound checkpoints that stay, the newest; older ones go")
+    skip_bad_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="updates a student may leave out because its loss or gradient is no number, before the run ends"
+    )
 
     @model_validator(mode="after")
     def _length_of_run(self) -> "Stage":

@@ -7,65 +7,100 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 
+from distill.changes import find_changes, record_changes
+from distill.corpus.lock import only_run
+from distill.durable import write_json
 from distill.errors import InputError
 from distill.json_file import read_json
 from distill.launch import CHILD
-from distill.pipeline import dataset_note, hand_over, missing_students, prepare_data, status_path
+from distill.pipeline import (
+    dataset_note,
+    hand_over,
+    missing_students,
+    plan_checked,
+    prepare_data,
+    status_path,
+)
 from distill.planning import StagePlan, plan_recipe
 from distill.recipe import Recipe
 from distill.release.card import model_card
+from distill.training.bookkeeping import describe_os_error
 from distill.training.loop import StageStopped, TrainingFailed
 from distill.training.metrics import StatusFile, read_status
-from distill.training.processes import join_processes, leave_processes
-from distill.training.signals import StopRequest
+from distill.training.processes import is_lost_connection, join_processes, leave_processes
+from distill.training.signals import StopRequest, stop_without
 from distill.training.stage import StagePaths, train_stage
 
 logger = logging.getLogger(__name__)
 
 
-def run_worker(recipe: Recipe, stage_name: str) -> int:
+def run_worker(recipe: Recipe, stage_name: str, stop: StopRequest, *, allow_changes: bool = False) -> int:
     """Trains one stage as one of its processes. Returns the exit code; what happened stands in the status file."""
-    stop = StopRequest()
     output = Path(recipe.output_dir)
-    stage = recipe.stage(stage_name)
     rank = int(os.environ.get("RANK", 0))
-    node_rank = int(os.environ.get("GROUP_RANK", 0))
-    status = StatusFile(status_path(output, stage, node_rank))
+    status = StatusFile(status_path(output, recipe.stage(stage_name), int(os.environ.get("GROUP_RANK", 0))))
+    if CHILD in os.environ:
+        stop_without(int(os.environ[CHILD]))
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        before = read_status(status.path)
+        if before.get("is_final"):
+            return int(before["exit_code"])  # it would end in the same way once more
+        status.go_on(before)
     try:
-        plan = plan_recipe(recipe)[stage_name]
-        students = missing_students(plan, output)
-        if students:
-            _train(recipe, plan, students, output, stop, status, rank)
-        if rank == 0 or CHILD in os.environ and int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            steps = read_status(status.path).get("steps", 0)
-            status.write("finished", message="", step=steps, steps=steps)
-        return 0
+        with _lock_under_torchrun(output, rank):
+            return _train_stage(recipe, stage_name, output, stop, status, rank, allow_changes)
     except StageStopped as error:
         name = signal.Signals(error.signum).name
         status.write("stopped", message=f"stopped by {name} after step {error.step:,}; a checkpoint was written, the "
                      f"same command goes on from it", exit_code=128 + error.signum)  # fmt: skip
         return 128 + error.signum
     except InputError as error:
-        _tell(status, rank, str(error), 2)
+        _tell(status, rank, str(error), 2, is_final=True)
         return 2
     except TrainingFailed as error:
-        _tell(status, rank, f"stage '{stage_name}', {error}", 1)
+        if str(error):  # the others' is empty
+            _tell(status, rank, f"stage '{stage_name}', {error}", 1, is_final=True)
         return 1
     except Exception as error:
         traceback.print_exc()
-        _tell(status, rank, _explain(error, stage_name), 1)
+        _tell(status, rank, _explain(error, stage_name), 1, is_lost=is_lost_connection(error))
         return 1
+
+
+def _train_stage(
+    recipe: Recipe, stage_name: str, output: Path, stop: StopRequest, status: StatusFile, rank: int, allow_changes: bool
+) -> int:
+    stage = recipe.stage(stage_name)
+    if CHILD in os.environ or rank > 0:
+        plan = plan_recipe(recipe)[stage_name]
+    else:
+        plan = plan_checked(recipe, [stage], allow_changes=allow_changes)[stage_name]
+    students = missing_students(plan, output)
+    if students:
+        _train(recipe, plan, students, output, stop, status, rank)
+    if rank == 0 or CHILD in os.environ and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        steps = read_status(status.path).get("steps", 0)
+        status.write("finished", message="", step=steps, steps=steps)
+    return 0
+
+
+def _lock_under_torchrun(output: Path, rank: int) -> AbstractContextManager[int | None]:
+    """Without our parent, the first process holds the lock of the run."""
+    if CHILD in os.environ or rank > 0:
+        return contextlib.nullcontext()
+    return only_run(output, lambda line: print(line, file=sys.stderr))
 
 
 def _train(
     recipe: Recipe, plan: StagePlan, students: list[str], output: Path, stop: StopRequest, status: StatusFile, rank: int
 ) -> None:
     if CHILD not in os.environ:
-        _prepare_under_torchrun(plan, students, output, rank)
+        _prepare_under_torchrun(recipe, plan, students, output, rank)
     paths = StagePaths(
         dataset=Path(read_json(dataset_note(plan, output))["path"]), tokenizer=plan.tokenizer,
         teacher=plan.teacher.folder if plan.teacher else None,
@@ -81,20 +116,31 @@ def _train(
             leave_processes(processes)
 
 
-def _prepare_under_torchrun(plan: StagePlan, students: list[str], output: Path, rank: int) -> None:
+def _prepare_under_torchrun(recipe: Recipe, plan: StagePlan, students: list[str], output: Path, rank: int) -> None:
     """Without our parent, the first process prepares the data and the others wait for it."""
     note = dataset_note(plan, output)
     started = time.time()
     if rank == 0:
-        hand_over(plan, students, output, prepare_data(plan, output, show=lambda line: print(line, file=sys.stderr)))
+        packed = prepare_data(plan, output, show=lambda line: print(line, file=sys.stderr))
+        record_changes(output, find_changes(recipe, {plan.stage.name: plan}))
+        write_json(output / "recipe.json", recipe.model_dump())
+        hand_over(plan, students, output, packed)
     while not note.exists() or note.stat().st_mtime < started - 60:
         time.sleep(0.5)
 
 
-def _tell(status: StatusFile, rank: int, message: str, code: int) -> None:
-    """Writes a failure for the parent, or to stderr where there is none. The first process to speak is heard."""
-    if read_status(status.path).get("state") != "failed":
-        status.write("failed", message=message, exit_code=code)
+def _tell(
+    status: StatusFile, rank: int, message: str, code: int, *, is_final: bool = False, is_lost: bool = False
+) -> None:
+    """Writes a failure for the parent, or to stderr where there is none. The first process to speak is heard.
+
+    Args:
+        is_final: it would happen again.
+        is_lost: the failure is another process's, which left this one without connection; any other is better known.
+    """
+    said = read_status(status.path)
+    if said.get("state") != "failed" or said.get("is_lost") and not is_lost:
+        status.write("failed", message=message, exit_code=code, is_final=is_final, is_lost=is_lost)
     if CHILD not in os.environ and rank == 0:
         print(f"error: {message}", file=sys.stderr)
 
@@ -105,4 +151,8 @@ def _explain(error: Exception, stage: str) -> str:
     out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
     if out_of_memory:
         return f"stage '{stage}': out of memory; lower micro_batch_size (the result does not change), or max_seq_length"
+    if is_lost_connection(error):
+        return f"stage '{stage}': another process was lost; the same command goes on from the last checkpoint"
+    if isinstance(error, OSError):
+        return f"stage '{stage}': {describe_os_error(error)}; the same command goes on when that is mended"
     return f"stage '{stage}': {type(error).__name__}: {text[:300]}"

@@ -1,19 +1,21 @@
 """Checkpoints: damage of any file is seen, a damaged checkpoint is passed over, and only the last few are kept."""
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
 from test_loop import BATCH, run, start_run
 
 from distill.training.checkpoint import (
-    KEEP,
     checkpoint_students,
     clear_other_checkpoints,
     find_damage,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
+    set_damaged_aside,
 )
 
 TENSORS = {
@@ -86,9 +88,80 @@ def test_a_damaged_checkpoint_is_renamed_and_the_one_before_is_used(tmp_path, fi
     newest = save_checkpoint(tmp_path, 3, TENSORS, STATE)
     DAMAGES[damage](newest / file)
     assert find_damage(newest)
-    assert newest_checkpoint(tmp_path) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-step-00000003", "step-00000002"]
-    assert "step-00000003 is damaged" in caplog.text
+    assert newest_checkpoint(tmp_path) == before and newest.exists(), "looking changes nothing"
+    (line,) = set_damaged_aside(tmp_path)
+    assert names(tmp_path) == ["damaged-step-00000003", "step-00000002"]
+    assert "step-00000003 is damaged" in line and line in caplog.text
+    assert newest_checkpoint(tmp_path) == before and set_damaged_aside(tmp_path) == []
+
+
+def test_what_was_set_aside_is_never_overwritten(tmp_path):
+    for content in ("first", "second", "third"):
+        (save_checkpoint(tmp_path, 3, TENSORS, STATE) / "state.json").write_text(content)
+        set_damaged_aside(tmp_path)
+    assert names(tmp_path) == [f"damaged-step-00000003{end}" for end in ("", "-2", "-3")]
+    found = [(path / "state.json").read_text() for path in sorted(tmp_path.iterdir())]
+    assert found == ["first", "second", "third"]
+
+
+def test_the_newest_is_that_of_the_highest_step_whatever_the_clock_says(tmp_path):
+    for step in (2, 3):
+        os.utime(save_checkpoint(tmp_path, step, TENSORS, STATE), (10**9 - step, 10**9 - step))
+    assert newest_checkpoint(tmp_path).name == "step-00000003"
+    assert save_checkpoint(tmp_path, 10**8, TENSORS, STATE, keep=3) == newest_checkpoint(tmp_path)
+
+
+def test_a_users_copy_is_neither_used_nor_removed(tmp_path):
+    save_checkpoint(tmp_path, 2, TENSORS, STATE).rename(tmp_path / "step-00000002-before-the-change")
+    for step in (3, 4, 5):
+        save_checkpoint(tmp_path, step, TENSORS, STATE)
+    assert names(tmp_path) == ["step-00000002-before-the-change", "step-00000004", "step-00000005"]
+
+
+def test_damaged_checkpoints_do_not_count_among_those_that_stay(tmp_path):
+    """Keeping one and finding it damaged would leave none."""
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, TENSORS, STATE)
+    truncate(tmp_path / "step-00000002" / "a.safetensors")
+    save_checkpoint(tmp_path, 3, TENSORS, STATE)
+    assert names(tmp_path) == ["step-00000001", "step-00000002", "step-00000003"]
+    save_checkpoint(tmp_path, 4, TENSORS, STATE)
+    assert names(tmp_path) == ["step-00000003", "step-00000004"]
+
+
+def test_a_checkpoint_that_cannot_be_removed_ends_nothing(tmp_path, monkeypatch, caplog):
+    def refuse(path, *_args, **_kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, TENSORS, STATE)
+    monkeypatch.setattr(shutil, "rmtree", refuse_unless_ignoring(refuse))
+    save_checkpoint(tmp_path, 3, TENSORS, STATE)
+    assert "could not be removed" in caplog.text
+    assert newest_checkpoint(tmp_path).name == "step-00000003"
+    monkeypatch.undo()
+    save_checkpoint(tmp_path, 4, TENSORS, STATE)
+    assert names(tmp_path) == ["step-00000003", "step-00000004"], "tried again at the next save"
+
+
+def refuse_unless_ignoring(refuse):
+    return lambda path, ignore_errors=False: None if ignore_errors else refuse(path)
+
+
+def test_a_full_disk_leaves_the_older_checkpoints_and_nothing_half(tmp_path, monkeypatch):
+    before = save_checkpoint(tmp_path, 2, TENSORS, STATE)
+
+    def full(_descriptor, _content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path, 3, TENSORS, STATE)
+    assert names(tmp_path) == ["step-00000002"] and find_damage(before) is None
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_two_damaged_checkpoints_leave_none(tmp_path):
@@ -96,6 +169,8 @@ def test_two_damaged_checkpoints_leave_none(tmp_path):
         truncate(save_checkpoint(tmp_path, step, TENSORS, STATE) / "a.safetensors")
     assert newest_checkpoint(tmp_path) is None
     assert checkpoint_students(tmp_path) == []
+    clear_other_checkpoints(tmp_path, ["a"])
+    assert len(set_damaged_aside(tmp_path)) == 2, "a new pass does not remove what somebody may want to look at"
 
 
 def test_no_folder_has_no_checkpoint(tmp_path):
@@ -105,8 +180,9 @@ def test_no_folder_has_no_checkpoint(tmp_path):
 def test_only_the_last_are_kept(tmp_path):
     for step in (5, 90, 100, 1000):
         save_checkpoint(tmp_path, step, TENSORS, {**STATE, "step": step})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000100", "step-00001000"]
-    assert KEEP == 2
+    assert names(tmp_path) == ["step-00000100", "step-00001000"]
+    save_checkpoint(tmp_path, 1001, TENSORS, STATE, keep=1)
+    assert names(tmp_path) == ["step-00001001"]
 
 
 def test_a_checkpoint_that_was_being_written_is_no_checkpoint(tmp_path):
@@ -137,7 +213,7 @@ def test_checkpoints_serve_a_pass_whose_students_they_hold(tmp_path, students, k
     """With fewer students, too: a run that is ended between two finished models must not train the second again."""
     save_checkpoint(tmp_path / "checkpoints", 3, TENSORS, {**STATE, "students": {"a": {}, "b": {}}})
     clear_other_checkpoints(tmp_path / "checkpoints", students)
-    assert (tmp_path / "checkpoints").exists() is kept
+    assert bool(names(tmp_path / "checkpoints")) is kept
 
 
 def saved(student):

@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "distill"
 ORDER = [
     "errors",
+    "durable",
     "json_file",
     "recipe",
     "recipe_file",
@@ -19,11 +20,13 @@ ORDER = [
     "release",
 ]
 TOP = {
+    "changes",
     "cli",
     "cli_segmenter",
     "cli_vocabulary",
     "pipeline",
     "planning",
+    "interruption",
     "launch",
     "worker",
     "minirbt_flags",

@@ -8,7 +8,7 @@ from tiny import ALONE, LENGTH, NeverStop, StopBeforeStep, cut_batch, make_batch
 
 from distill.errors import InputError
 from distill.recipe import Student
-from distill.training.loop import StageStopped, TeacherPass, TrainingFailed, run_steps
+from distill.training.loop import StageStopped, TeacherPass, run_steps
 from distill.training.matches import resolve_matches
 from distill.training.objective import Needs
 from distill.training.precision import autocast_for
@@ -74,12 +74,71 @@ def test_a_request_to_stop_leaves_between_steps():
     assert done == [1, 2, 3] and stopped.value.step == 3 and stopped.value.signum == 15
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_name_and_steps():
+def test_an_update_by_gradients_that_are_no_numbers_is_left_out_for_that_student_alone(monkeypatch):
+    """Its weights and moments stay as they were, its sibling's are those of a run in which nothing happened."""
+    whole, runs = start_run("good"), [start_run("good"), start_run("bad")]
+    list(run([whole], [[BATCH]] * 3))
+    backward, calls = runs[1].backward, []
+
+    def backward_with_nan(loss):
+        calls.append(loss)
+        backward(loss * float("nan") if len(calls) == 2 else loss)
+
+    monkeypatch.setattr(runs[1], "backward", backward_with_nan)
+    reports = run(runs, [[BATCH]] * 3, log_every=3)
+    next(reports)
+    before = copies(runs[1])
+    next(reports)
+    assert runs[1].tell_left_out() == (1, 1, 2) and runs[1].tell_left_out() == (1, 0, 2)
+    assert all(torch.equal(value, copies(runs[1])[name]) for name, value in before.items())
+    report = next(reports)
+    assert any(not torch.equal(value, copies(runs[1])[name]) for name, value in before.items())
+    assert runs[0].tell_left_out() == (0, 0, 0)
+    assert all(torch.equal(value, copies(runs[0])[name]) for name, value in copies(whole).items())
+    assert list(report.losses["bad"]) == [1, 3] and list(report.losses["good"]) == [1, 2, 3]
+    assert all(math.isfinite(value) for value in report.values["bad"].values())
+
+
+def copies(student):
+    return {
+        f"{stem}.{name}": value.clone() for stem, named in student.tensors().items() for name, value in named.items()
+    }
+
+
+def test_a_loss_that_is_infinite_is_seen_though_its_gradients_are_numbers():
+    student = start_run()
+    loss = sum(parameter.sum() for parameter in student.parameters)
+    student.backward(loss - loss.detach() + float("inf"))
+    student.step(1)
+    assert student.tell_left_out() == (1, 1, 1)
+
+
+def test_a_student_without_an_update_since_the_last_line_has_no_values(monkeypatch):
     runs = [start_run("good"), start_run("bad")]
     with torch.no_grad():
         runs[1].objective.student.bert.embeddings.LayerNorm.weight.fill_(float("nan"))
-    with pytest.raises(TrainingFailed, match="student 'bad': .* is nan between steps 1 and 3; lower learning_rate"):
-        list(run(runs, [[BATCH]] * 5, log_every=3))
+    (*_, report) = run(runs, [[BATCH]] * 2, log_every=2)
+    assert set(report.values) == set(report.losses) == {"good"}
+    assert runs[1].tell_left_out() == (2, 2, 1)
+
+
+class Impatient(NeverStop):
+    """A StopRequest whose signal comes within a step."""
+
+    def __init__(self, looks):
+        self.looks = looks
+
+    def interrupts(self):
+        self.looks -= 1
+        return self.looks < 0
+
+
+def test_a_step_of_one_process_is_given_up_between_micro_batches():
+    done = []
+    with pytest.raises(StageStopped) as stopped:
+        for report in run([start_run()], [cut_batch(BATCH, [1, 2, 1])] * 3, stop=Impatient(4)):
+            done.append(report.step)
+    assert done == [1] and stopped.value.step == 1
 
 
 @pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")
@@ -94,7 +153,7 @@ def test_clipping_covers_student_and_projections_and_reports_the_norm_before(lim
     norm = math.sqrt(sum(float(value.double().square().sum()) for value in raw.values()))
     given = {}
     student.optimizer.step = lambda: given.update({n: p.grad.clone() for n, p in student.objective.named_parameters()})
-    assert float(student.step()) == pytest.approx(norm, rel=1e-5)
+    assert float(student.step(1)) == pytest.approx(norm, rel=1e-5)
     assert any(name.startswith("projections.") for name in given)
     for name, value in given.items():
         torch.testing.assert_close(value, raw[name] * (limit / norm if limit else 1.0), rtol=1e-4, atol=1e-9)

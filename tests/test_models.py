@@ -233,8 +233,8 @@ def test_building_a_model_leaves_the_config_as_it_was():
 
 def test_a_saved_folder_is_whole_and_replaces_an_older_one(folder, tmp_path):
     target = tmp_path / "saved" / "student"
-    (tmp_path / "saved" / "student.partial").mkdir(parents=True)
-    (tmp_path / "saved" / "student.partial" / "left_over").write_text("")
+    (tmp_path / "saved" / ".partial-student").mkdir(parents=True)
+    (tmp_path / "saved" / ".partial-student" / "left_over").write_text("")
     for seed in (1, 2):
         save_model(tiny_model(tiny_config(), seed=seed), target, tokenizer=folder, card=f"card {seed}\n")
     assert (target / "README.md").read_text() == "card 2\n"

@@ -25,8 +25,14 @@ class NeverStop:
 
     signum = 0
 
+    def listen(self) -> None:
+        pass
 
-class StopBeforeStep:
+    def interrupts(self) -> bool:
+        return False
+
+
+class StopBeforeStep(NeverStop):
     """A StopRequest that asks to stop when the loop looks at it before step `step` (counted from 1)."""
 
     def __init__(self, step: int, first_step: int = 0) -> None:

@@ -87,6 +87,16 @@ def _skipping_bad(files: Files) -> Files:
     return [(skipping_bad(text), reference) for text, reference in files]
 
 
+def find_dataset(data: Data, *, tokenizer: Path, max_seq_length: int, folder: Path) -> Path | None:
+    """Where `prepare_dataset` puts, or has put, the dataset; its name is a hash of all that goes in. Writes nothing.
+
+    None if a segmenter must be trained first.
+    """
+    if not _segmenter_is_there(data, folder):
+        return None
+    return _plan(data, tokenizer=tokenizer, max_seq_length=max_seq_length, folder=folder).packed
+
+
 def prepare_dataset(
     data: Data,
     *,

@@ -6,7 +6,6 @@ nothing in them is executed.
 
 import contextlib
 import json
-import os
 import pickle
 import re
 import shutil
@@ -24,6 +23,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
 from distill.corpus.tokenizing import load_tokenizer as load_bert_tokenizer
+from distill.durable import place_folder
 from distill.errors import InputError
 from distill.json_file import nearest, read_json
 
@@ -252,10 +252,24 @@ def save_model(model: BertForMaskedLM, folder: Path, *, tokenizer: Path, card: s
     Args:
         tokenizer: folder whose tokenizer files are copied.
         card: text of README.md.
+    Raises:
+        OSError: it could not be written; a folder that was there stays as it was.
     """
-    partial = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    try:
+        _write_model(model, partial, tokenizer, card)
+        place_folder(partial, folder)
+    except SafetensorError as error:  # what a full disk looks like to safetensors
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(f"{folder}: {_first_line(error)}") from None
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write_model(model: BertForMaskedLM, partial: Path, tokenizer: Path, card: str) -> None:
     with warnings.catch_warnings(), _quiet_transformers():
         warnings.simplefilter("ignore")
         model.save_pretrained(partial)
@@ -265,6 +279,3 @@ def save_model(model: BertForMaskedLM, folder: Path, *, tokenizer: Path, card: s
     if not (partial / "tokenizer_config.json").exists():
         load_tokenizer(tokenizer).save_pretrained(partial)
     (partial / "README.md").write_text(card, encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial, folder)

@@ -7,6 +7,7 @@ from typing import Any
 
 from distill.modeling.counting import count_parameters
 from distill.modeling.models import load_config
+from distill.training.metrics import read_metrics
 
 
 def collect_results(output: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,10 +34,7 @@ def collect_results(output: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_dev_records(path: Path) -> dict[str, dict[str, Any]]:
     """The last dev record of each student of a metrics.jsonl."""
-    if not path.exists():
-        return {}
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {record["student"]: record for record in records if record["split"] == "dev"}
+    return {record["student"]: record for record in read_metrics(path) if record["split"] == "dev"}
 
 
 def _row(

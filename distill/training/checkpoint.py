@@ -2,87 +2,163 @@
 
 A checkpoint holds step, weights, projections, optimiser, scheduler and scaler. It holds no random state: order,
 masks and dropout are functions of the step (DESIGN: sample numbers).
+
+ 1. The files go to `.partial-step-X`, each flushed to disk, their SHA-256 last, in manifest.json.
+ 2. The folder is renamed to `step-X`. Until then it does not exist for anybody.
+ 3. Older checkpoints go, but for the newest few that were read again and found sound.
+
+Looking never changes anything (`newest_checkpoint`). Damaged checkpoints are kept, renamed, by the one process that
+resumes (`set_damaged_aside`).
 """
 
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
+
+from distill.durable import place_folder, remove_folder, write_flushed
 
 logger = logging.getLogger(__name__)
 
 KEEP = 2
-"""Checkpoints that stay on disk: the newest and one before it, should the newest be damaged."""
+"""Checkpoints that stay if nothing else is said: the newest and one before it, should the newest be damaged."""
+_NAME = re.compile(r"step-(\d{8,})")
+_LEFTOVERS = (".partial-step-*", ".removed-step-*", ".replaced-step-*")
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    *,
+    keep: int = KEEP,
 ) -> Path:
-    """Writes `folder/step-XXXXXXXX` and removes older checkpoints than the last `KEEP`.
-
-    The files go to a temporary folder, are flushed to disk, listed with their SHA-256 in manifest.json, and only then
-    the folder gets its name.
+    """Writes `folder/step-XXXXXXXX` and removes older checkpoints than the newest `keep` sound ones.
 
     Args:
         tensors: file stem -> name -> tensor; each becomes one safetensors file.
         state: JSON values.
+    Raises:
+        OSError: it could not be written; nothing of it stays, and the older ones are as they were.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder)
     final = folder / f"step-{step:08d}"
     partial = folder / f".partial-{final.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    for stem, named in tensors.items():
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in named.items()},
-                  partial / f"{stem}.safetensors")  # fmt: skip
-    (partial / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-    manifest = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for path in [*partial.iterdir(), partial]:
-        _flush(path)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
-    _flush(folder)
-    for old in sorted(folder.glob("step-*"))[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+    try:
+        _write_files(partial, tensors, state)
+        place_folder(partial, final)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _remove_old(folder, keep)
     return final
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Removes what saves that were cut short have left."""
+    for pattern in _LEFTOVERS:
+        for leftover in folder.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _write_files(partial: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    partial.mkdir()
+    manifest = {}
+    for stem, named in tensors.items():
+        content = save({name: tensor.detach().contiguous().cpu() for name, tensor in named.items()})
+        manifest[f"{stem}.safetensors"] = _entry(len(content), hashlib.sha256(content))
+        write_flushed(partial / f"{stem}.safetensors", content)
+    content = json.dumps(state, indent=1).encode()
+    manifest["state.json"] = _entry(len(content), hashlib.sha256(content))
+    write_flushed(partial / "state.json", content)
+    write_flushed(partial / "manifest.json", json.dumps(manifest, indent=1))
+
+
+def _remove_old(folder: Path, keep: int) -> None:
+    """Removes what is older than the `keep` newest sound checkpoints; reads them only if there is something to remove.
+
+    A damaged one among them does not count.
+    """
+    checkpoints = list_checkpoints(folder)
+    if len(checkpoints) <= keep:
+        return
+    num_sound = 0
+    for path in checkpoints:
+        if num_sound >= keep:
+            remove_folder(path)
+        else:
+            num_sound += find_damage(path) is None
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints by their step, the newest first, damaged ones among them."""
+    found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
+
+
+def checkpoint_step(path: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(path.name.removeprefix("step-"))
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are all there and unchanged; damaged ones are renamed and passed over."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    """The checkpoint of the highest step whose files are all there and unchanged. Nothing is written."""
+    return next((path for path in list_checkpoints(folder) if find_damage(path) is None), None)
+
+
+def set_damaged_aside(folder: Path) -> list[str]:
+    """Renames damaged checkpoints that are newer than the newest sound one to `damaged-...`; one process calls this.
+
+    Returns: a line about each.
+    """
+    lines = []
+    for path in list_checkpoints(folder):
         problem = find_damage(path)
         if problem is None:
-            return path
+            break
         aside = path.with_name(f"damaged-{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(path, aside)
-        logger.warning("%s is damaged (%s); it was renamed to %s and is not used", path, problem, aside.name)
-    return None
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = path.with_name(f"damaged-{path.name}-{number}")
+        os.rename(path, aside)
+        lines.append(f"{path} is damaged ({problem}); it was renamed to {aside.name} and is not used")
+        logger.warning(lines[-1])
+    return lines
 
 
 def checkpoint_students(folder: Path) -> list[str]:
     """The students whose state the newest sound checkpoint holds; none if there is no checkpoint."""
     newest = newest_checkpoint(folder)
-    if newest is None:
-        return []
-    return list(json.loads((newest / "state.json").read_text(encoding="utf-8"))["students"])
+    return list(read_state(newest)["students"]) if newest else []
 
 
 def clear_other_checkpoints(folder: Path, students: list[str]) -> None:
     """Removes the checkpoints of an earlier pass that lacks one of these students, so that this pass starts at step 0.
 
     A pass that had more students serves: a run ended while it wrote the finished models goes on with those it lacks.
+    Damaged checkpoints stay.
     """
-    if not set(students) <= set(checkpoint_students(folder)):
-        shutil.rmtree(folder, ignore_errors=True)
+    for path in list_checkpoints(folder):
+        if find_damage(path) is None:
+            if set(students) <= set(read_state(path)["students"]):
+                return
+            remove_folder(path)
 
 
 def find_damage(path: Path) -> str | None:
@@ -102,22 +178,18 @@ def find_damage(path: Path) -> str | None:
 def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """The tensors by file stem and the state of a verified checkpoint."""
     tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-    return tensors, json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return tensors, read_state(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The JSON values of a verified checkpoint."""
+    return dict(json.loads((path / "state.json").read_text(encoding="utf-8")))
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+        return _entry(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256"))
 
 
-def _flush(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _entry(size: int, digest: Any) -> dict[str, Any]:
+    return {"bytes": size, "sha256": digest.hexdigest()}

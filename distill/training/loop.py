@@ -11,14 +11,12 @@ What is decided elsewhere: which samples and masks (`corpus.batches`), what a lo
 """
 
 import logging
-import math
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 from transformers import BertForMaskedLM
 
 from distill.corpus.batches import MicroBatch
@@ -27,6 +25,7 @@ from distill.training.objective import Features, Needs, encode
 from distill.training.precision import Autocast
 from distill.training.processes import Processes, sum_gradients, sum_over_processes
 from distill.training.signals import StopRequest
+from distill.training.step_log import StudentLog
 from distill.training.student import StudentRun
 
 logger = logging.getLogger(__name__)
@@ -46,11 +45,16 @@ class TrainingFailed(Exception):
 
 @dataclass(frozen=True)
 class StepReport:
-    """What the loop tells after a step. `values` is there on log steps only."""
+    """What the loop tells after a step.
+
+    `values` (means since the last time) and `losses` (of each step) are there on log steps only, by student; students
+    that made no update since then are missing.
+    """
 
     step: int
     tokens: int
     values: dict[str, dict[str, float]] | None
+    losses: dict[str, dict[int, float]] = field(default_factory=dict)
 
 
 class TeacherPass:
@@ -79,29 +83,6 @@ class TeacherPass:
         return features
 
 
-@dataclass
-class _StudentLog:
-    """A student's values since the last log line, kept on the device until then."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    norms: Tensor | float = 0.0
-
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """Adds one micro-batch's part of the step's loss and terms."""
-        for name, value in values.items():
-            value = value.detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-
-    def read(self, processes: Processes, steps: int) -> dict[str, float]:
-        """Means over `steps` steps, losses summed over the processes; then all is cleared."""
-        names = sorted(self.sums)
-        means = torch.stack([self.sums[name] for name in names]).cpu().double() / steps
-        values = dict(zip(names, sum_over_processes(means, processes).tolist(), strict=True))
-        values["grad_norm"] = float(self.norms) / steps
-        self.sums, self.norms = {}, 0.0
-        return values
-
-
 def run_steps(
     students: list[StudentRun],
     teacher: TeacherPass | None,
@@ -123,10 +104,9 @@ def run_steps(
         last_step: the log speaks at the end, too.
     Raises:
         StageStopped: a process was asked to stop; all of them leave at the same step, with its updates done.
-        TrainingFailed: a loss is not finite.
     """
-    logs = {student.name: _StudentLog() for student in students}
-    started, logged_step, logged_tokens = time.perf_counter(), first_step, tokens
+    logs = {student.name: StudentLog() for student in students}
+    started, logged_tokens = time.perf_counter(), tokens
     for step, batches in enumerate(steps, start=first_step + 1):
         counts = [count_units(batch) for batch in batches]
         totals, stopping = _sum_counts(counts, stop, processes)
@@ -135,22 +115,25 @@ def run_steps(
         for micro_step, (batch, count) in enumerate(zip(batches, counts, strict=True)):
             share = {unit: count[unit] / max(totals[unit], 1) for unit in UNITS}
             seeds = {"step": step, "micro_step": micro_step, "rank": processes.rank}
+            if processes.world_size == 1 and stop.interrupts():
+                # A step may take minutes, and whoever asks may not wait so long. Several processes end it together.
+                raise StageStopped(stop.signum, step - 1)
             _forward_backward(students, teacher, batch.to(processes.device), share, logs, seeds)
         for student in students:
             # One buffer a student: with three and more processes the order of a sum depends on the place in the buffer.
             sum_gradients(student.parameters, processes)
-            logs[student.name].norms += student.step()
+            logs[student.name].close_step(step, student.step(step))
         tokens += int(totals[TOKENS])
-        values = None
+        report = StepReport(step, tokens, None)
         if step % log_every == 0 or step == last_step:
-            values = {student.name: logs[student.name].read(processes, step - logged_step) for student in students}
+            logged = {student.name: logs[student.name].read(processes) for student in students}
             speed = (tokens - logged_tokens) / (time.perf_counter() - started)
-            for student in students:
-                rate = student.scheduler.get_last_lr()[0]
-                values[student.name] |= {"learning_rate": rate, "tokens_per_second": speed}
-            _check_finite(values, logged_step, step)
-            started, logged_step, logged_tokens = time.perf_counter(), step, tokens
-        yield StepReport(step, tokens, values)
+            rates = {student.name: student.scheduler.get_last_lr()[0] for student in students}
+            shared = {name: {"learning_rate": rate, "tokens_per_second": speed} for name, rate in rates.items()}
+            values = {name: {**mine.means, **shared[name]} for name, mine in logged.items() if mine}
+            report = StepReport(step, tokens, values, {name: mine.losses for name, mine in logged.items() if mine})
+            started, logged_tokens = time.perf_counter(), tokens
+        yield report
 
 
 def _sum_counts(
@@ -167,7 +150,7 @@ def _forward_backward(
     teacher: TeacherPass | None,
     batch: MicroBatch,
     share: dict[str, float],
-    logs: dict[str, _StudentLog],
+    logs: dict[str, StudentLog],
     seeds: dict[str, int],
 ) -> None:
     """One micro-batch: teacher once, then each student's forward and backward."""
@@ -176,7 +159,7 @@ def _forward_backward(
         student.seed_dropout(**seeds)
         objective = student.objective
         loss, terms = objective(batch, features.get(objective.teacher_needs.attention), share)
-        student.scaler.scale(loss).backward()
+        student.backward(loss)
         logs[student.name].add({"loss": loss, **terms})
 
 
@@ -189,13 +172,3 @@ def count_units(batch: MicroBatch) -> dict[str, float]:
         TOKEN_PAIRS: float(lengths.square().sum()),
         SEQUENCES: float(len(lengths)),
     }
-
-
-def _check_finite(values: dict[str, dict[str, float]], since: int, step: int) -> None:
-    for name, mine in values.items():
-        for term, value in mine.items():
-            if not math.isfinite(value):
-                raise TrainingFailed(
-                    f"student '{name}': {term} is {value} between steps {since + 1} and {step}; lower learning_rate, "
-                    f"or use precision fp32; the last checkpoint is from before"
-                )

@@ -1,4 +1,4 @@
-"""The processes of one stage: who am I, which device, and the two sums that they share.
+"""The processes of one stage: who am I, which device, and the sums that they share.
 
 Counts and the wish to stop travel on the CPU (gloo), gradients on the device (nccl, or gloo), each once a step.
 """
@@ -59,6 +59,12 @@ def wait_for_all(processes: Processes) -> None:
     sum_over_processes(torch.zeros(1), processes)
 
 
+def share_from_first(number: int, processes: Processes) -> int:
+    """The first process's `number`, in all processes."""
+    mine = float(number) if processes.is_first else 0.0
+    return int(sum_over_processes(torch.tensor([mine], dtype=torch.float64), processes).item())
+
+
 def sum_gradients(parameters: Iterable[nn.Parameter], processes: Processes) -> None:
     """Adds up the gradients of all processes in one flat all-reduce.
 
@@ -74,3 +80,10 @@ def sum_gradients(parameters: Iterable[nn.Parameter], processes: Processes) -> N
     for gradient in gradients:
         gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
         offset += gradient.numel()
+
+
+def is_lost_connection(error: Exception) -> bool:
+    """Whether an error means that another process of the stage is gone: what gloo, nccl and the store say then."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection", "NCCL"))

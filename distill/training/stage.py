@@ -6,24 +6,33 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers import BertForMaskedLM
 
 from distill.corpus.batches import DevBatches, MicroBatch, StepBatches
 from distill.corpus.masking import MaskVocabulary
+from distill.corpus.order import locate_samples, sample_key
 from distill.corpus.packing import PackedRows
 from distill.corpus.schedule import scheduled_probability
 from distill.modeling.initialise import copy_layers
 from distill.modeling.models import build_model, has_head, load_config, load_masked_lm, load_tokenizer, save_model
-from distill.recipe import TEACHER, MaskSchedule, Stage, Student
-from distill.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from distill.training.evaluate import evaluate_masked_lm
-from distill.training.loop import StageStopped, StepReport, TeacherPass, TrainingFailed, run_steps
+from distill.recipe import MaskSchedule, Stage, Student
+from distill.training.bookkeeping import Bookkeeper
+from distill.training.checkpoint import (
+    checkpoint_path,
+    checkpoint_step,
+    clear_leftovers,
+    load_checkpoint,
+    newest_checkpoint,
+    set_damaged_aside,
+)
+from distill.training.loop import StageStopped, StepReport, TeacherPass, run_steps
 from distill.training.matches import resolve_matches
-from distill.training.metrics import MetricsLog, StatusFile
+from distill.training.metrics import StatusFile
 from distill.training.precision import Autocast, autocast_for, choose_dtype
-from distill.training.processes import Processes, wait_for_all
+from distill.training.processes import Processes, share_from_first, wait_for_all
 from distill.training.signals import StopRequest
 from distill.training.student import StudentRun, derive_seed, student_seed
 
@@ -66,7 +75,8 @@ def train_stage(
     Raises:
         InputError: see the loaders of models and data.
         StageStopped: after a signal, with a checkpoint written.
-        TrainingFailed: a loss is not finite.
+        TrainingFailed: a loss or gradient is no number, or the disk takes no checkpoint when one is needed.
+        OSError: the disk takes no model.
     """
     dtype = choose_dtype(stage.precision, processes.device)
     rows = PackedRows(paths.dataset / "train")
@@ -75,24 +85,29 @@ def train_stage(
     teacher_model = _load_teacher(stage, students, paths)
     runs = [_start_student(name, stage, paths, teacher_model, steps, processes.device, dtype) for name in students]
     teacher = _start_teacher(teacher_model, runs, processes.device, autocast_for(dtype, processes.device), status)
-    first_step, tokens = _resume(runs, paths.checkpoints, processes)
+    first_step, tokens = _resume(runs, paths.checkpoints, processes, status)
     status.note(f"training on {processes.device} in {str(dtype).removeprefix('torch.')}, from step {first_step:,}")
     if len(rows) < stage.global_batch_size:
         status.note(f"the corpus has {len(rows):,} rows, fewer than one step takes; they repeat within a step")
     dev = _dev_batches(stage, paths, vocabulary, processes)
-    keeper = _Bookkeeper(stage, steps, runs, teacher, dev, paths, processes, status, first_step)
-    batches = _load_steps(stage, rows, vocabulary, processes, first_step, steps)
+    batches = functools.partial(_make_batches, stage, rows, vocabulary, steps)
+    keeper = Bookkeeper(
+        stage, paths.stage, steps=steps, first_step=first_step, runs=runs,
+        teacher=teacher if paths.teacher and has_head(paths.teacher) else None, dev=dev, processes=processes,
+        status=status, stop=stop, whole_step=lambda step: _whole_step(batches, stage, rows, step),
+    )  # fmt: skip
     reports = run_steps(
-        runs, teacher, batches, first_step=first_step, tokens=tokens, log_every=stage.log_every, last_step=steps,
-        processes=processes, stop=stop,
+        runs, teacher, _load_steps(batches(processes), first_step, steps, processes), first_step=first_step,
+        tokens=tokens, log_every=stage.log_every, last_step=steps, processes=processes, stop=stop,
     )  # fmt: skip
     last = StepReport(first_step, tokens, None)
     try:
-        keeper.before()
+        keeper.before(last)
         for last in reports:
+            stop.listen()
             keeper.after(last)
     except StageStopped:
-        keeper.save(last)
+        keeper.save(last, is_needed=True)
         raise
     finally:
         keeper.close()
@@ -100,79 +115,6 @@ def train_stage(
         for run in runs:
             _finish(run, stage.students[run.name], paths, cards[run.name])
     wait_for_all(processes)
-
-
-class _Bookkeeper:
-    """What happens between steps: log lines, dev evaluations, checkpoints, the status file."""
-
-    def __init__(
-        self, stage: Stage, steps: int, runs: list[StudentRun], teacher: TeacherPass | None,
-        dev: list[MicroBatch] | None, paths: StagePaths, processes: Processes, status: StatusFile, first_step: int,
-    ) -> None:  # fmt: skip
-        self.stage, self.steps, self.runs, self.teacher, self.dev = stage, steps, runs, teacher, dev
-        self.paths, self.processes, self.status, self.first_step = paths, processes, status, first_step
-        self.save_every, self.eval_every = stage.save_every or -(-steps // 10), stage.eval_every or -(-steps // 10)
-        names = [run.name for run in runs] + ([TEACHER] if first_step == 0 else [])
-        self.log = MetricsLog(paths.stage, students=names, step=first_step) if processes.is_first else None
-        self.shown: dict[str, float] = {}
-
-    def before(self) -> None:
-        """Measures the teacher once, as the mark to reach, if it has a prediction head."""
-        if self.teacher and self.paths.teacher and self.first_step == 0 and has_head(self.paths.teacher):
-            self._evaluate(self.teacher.model, TEACHER, StepReport(0, 0, None))
-
-    def after(self, report: StepReport) -> None:
-        """Logs, evaluates and saves where the stage asks for it at this step."""
-        is_last = report.step == self.steps
-        for name, values in (report.values or {}).items():
-            self._write("train", name, report, values)
-            if name == self.runs[0].name:
-                self.shown = {"loss": values["loss"], "tokens_per_second": values["tokens_per_second"]}
-        if report.step % self.eval_every == 0 or is_last:
-            for run in self.runs:
-                self._evaluate(run.objective.student, run.name, report)
-        if report.step % self.save_every == 0 or is_last:
-            self.save(report)
-        if self.processes.is_first:
-            first = report.step == self.first_step + 1
-            self.status.write("running", force=first, step=report.step, steps=self.steps, **self.shown)
-
-    def save(self, report: StepReport) -> None:
-        """Writes a checkpoint; all processes wait for it.
-
-        Raises:
-            TrainingFailed: weights that are not finite, which no run could go on from.
-        """
-        for run in self.runs:
-            if not run.is_finite():
-                raise TrainingFailed(
-                    f"student '{run.name}': weights are not finite after step {report.step:,}; lower learning_rate, "
-                    f"or use precision fp32; the last checkpoint is from before"
-                )
-        if self.processes.is_first:
-            tensors = {stem: named for run in self.runs for stem, named in run.tensors().items()}
-            students = {run.name: run.state() for run in self.runs}
-            state = {"step": report.step, "tokens": report.tokens, "students": students}
-            save_checkpoint(self.paths.checkpoints, report.step, tensors, state)
-        wait_for_all(self.processes)
-
-    def close(self) -> None:
-        if self.log:
-            self.log.close()
-
-    def _evaluate(self, model: BertForMaskedLM, name: str, report: StepReport) -> None:
-        if self.dev is not None:
-            autocast = self.runs[0].objective.autocast
-            self._write("dev", name, report, evaluate_masked_lm(model, self.dev, self.processes, autocast))
-
-    def _write(self, split: str, student: str, report: StepReport, values: Mapping[str, float]) -> None:
-        if self.log:
-            samples = report.step * self.stage.global_batch_size
-            self.log.write(
-                step=report.step, samples=samples, tokens=report.tokens, split=split, student=student, values=values
-            )
-            if split == "train":
-                logger.info("step %d, %s: loss %.4f", report.step, student, values["loss"])
 
 
 def _load_teacher(stage: Stage, students: Iterable[str], paths: StagePaths) -> BertForMaskedLM | None:
@@ -217,36 +159,58 @@ def _start_student(
     )  # fmt: skip
 
 
-def _resume(runs: list[StudentRun], checkpoints: Path, processes: Processes) -> tuple[int, int]:
-    """Loads the newest checkpoint into the students. Returns the steps done and the tokens seen."""
+def _resume(runs: list[StudentRun], checkpoints: Path, processes: Processes, status: StatusFile) -> tuple[int, int]:
+    """Loads the newest sound checkpoint into the students. Returns the steps done and the tokens seen.
+
+    The first process chooses, for all.
+    """
+    chosen = -1
     if processes.is_first:
-        newest_checkpoint(checkpoints)  # renames damaged ones before the other processes look
-    wait_for_all(processes)
-    newest = newest_checkpoint(checkpoints)
-    if newest is None:
+        clear_leftovers(checkpoints)
+        for line in set_damaged_aside(checkpoints):
+            status.note(line)
+        newest = newest_checkpoint(checkpoints)
+        chosen = checkpoint_step(newest) if newest else -1
+    step = share_from_first(chosen, processes)
+    if step < 0:
         return 0, 0
-    tensors, state = load_checkpoint(newest)
+    path = checkpoint_path(checkpoints, step)
+    tensors, state = load_checkpoint(path)
     for run in runs:
         run.load(tensors, state["students"][run.name])
-    logger.info("continuing from %s", newest)
+    logger.info("continuing from %s", path)
     return state["step"], state["tokens"]
 
 
-def _load_steps(
-    stage: Stage, rows: PackedRows, vocabulary: MaskVocabulary, processes: Processes, first_step: int, steps: int
-) -> Iterator[list[MicroBatch]]:
-    """This process's micro-batches of the steps that are left, in order, prepared ahead on a GPU machine."""
-    batches = StepBatches(
+def _make_batches(
+    stage: Stage, rows: PackedRows, vocabulary: MaskVocabulary, steps: int, processes: Processes
+) -> StepBatches:
+    """A process's micro-batches by step, from 0."""
+    return StepBatches(
         rows, seed=stage.seed, stage=stage.name, global_batch_size=stage.global_batch_size,
         micro_batch_size=stage.rows_per_forward(), rank=processes.rank, world_size=processes.world_size,
         vocabulary=vocabulary, probability=_mask_probability(stage, steps), mask=stage.data.mask,
         static_masks=stage.data.static_masks, document_attention=stage.data.document_attention,
     )  # fmt: skip
+
+
+def _load_steps(batches: StepBatches, first_step: int, steps: int, processes: Processes) -> Iterator[list[MicroBatch]]:
+    """The micro-batches of the steps that are left, in order, prepared ahead on a GPU machine."""
     on_gpu = processes.device.type == "cuda"
     return iter(
         DataLoader(batches, batch_size=None, sampler=range(first_step, steps), num_workers=2 if on_gpu else 0,
                    pin_memory=on_gpu)
     )  # fmt: skip
+
+
+def _whole_step(
+    batches: Callable[[Processes], StepBatches], stage: Stage, rows: PackedRows, step: int
+) -> tuple[list[MicroBatch], list[int]]:
+    """All that a step (from 1) took, over all processes, and the rows it came from."""
+    all_of_it = batches(Processes(0, 1, torch.device("cpu")))[step - 1]
+    samples = np.arange(all_of_it[0].samples.start, all_of_it[-1].samples.stop)
+    _, numbers = locate_samples(samples, rows=len(rows), key=sample_key(stage.seed, "stage", stage.name))
+    return all_of_it, numbers.tolist()
 
 
 def _mask_probability(stage: Stage, steps: int) -> float | Callable[[int], float]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import BertForMaskedLM, get_scheduler
 
 from distill.errors import InputError
@@ -65,6 +66,9 @@ class StudentRun:
         )  # fmt: skip
         self.scheduler = build_scheduler(self.optimizer, settings, steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        # How many updates were left out, how many of them are not yet told, and the first of those: on the device, so
+        # that nothing waits for it.
+        self._left_out = torch.zeros(3, dtype=torch.int64, device=device)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -74,19 +78,55 @@ class StudentRun:
         """Sets the random state for one forward, so that no random state has to be stored or shared."""
         torch.manual_seed(derive_seed(*self.seed_parts, "dropout", step, micro_step, rank))
 
-    def step(self) -> Tensor:
-        """Clips, updates and clears the gradients. Returns the gradient norm before clipping, on the device."""
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of one micro-batch's part of the loss."""
+        self.scaler.scale(loss).backward()
+        # A loss that is no number shows in a gradient, which all processes see; else this adds 0.
+        gradient = self.parameters[0].grad
+        if gradient is not None:
+            gradient.view(-1)[:1].add_(loss.detach() * 0)
+
+    def step(self, number: int) -> Tensor:
+        """Clips, updates and clears the gradients, but leaves out an update by gradients that are no numbers.
+
+        The schedule goes on either way. With fp16 the scaler does the leaving out, while it looks for its scale.
+
+        Args:
+            number: of the step, from 1.
+        Returns: the gradient norm before clipping, on the device.
+        """
         self.scaler.unscale_(self.optimizer)
         limit = self.settings.max_grad_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.parameters, limit)
         if self.scaler.is_enabled():
             # fp16: the scaler tries larger scales now and then, and skips a step that overflows; that is no failure.
             norm = torch.where(norm.isfinite(), norm, torch.zeros_like(norm))
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self._guarded_update(norm, number)
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _guarded_update(self, norm: Tensor, number: int) -> None:
+        is_bad = ~norm.isfinite()
+        if self.optimizer.defaults["fused"]:
+            # AdamW's fused kernels look at this flag, which is GradScaler's, on the device.
+            self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+            del self.optimizer.found_inf  # type: ignore[attr-defined]
+        elif not bool(is_bad):
+            self.optimizer.step()
+        total, untold, first = self._left_out.unbind()
+        first = torch.where(is_bad & (untold == 0), number, first)
+        self._left_out = torch.stack([total + is_bad, untold + is_bad, first])
+
+    def tell_left_out(self) -> tuple[int, int, int]:
+        """How many updates were left out since the stage began and since the last call, and the first step of those."""
+        total, untold, first = self._left_out.tolist()
+        self._left_out[1] = 0
+        return total, untold, first
 
     def is_finite(self) -> bool:
         """Whether all weights and moments are numbers; waits for the device."""
@@ -104,21 +144,49 @@ class StudentRun:
 
     def state(self) -> dict[str, Any]:
         """JSON values beside the tensors."""
-        return {"scheduler": self.scheduler.state_dict(), "scaler": self.scaler.state_dict()}
+        return {
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "left_out": int(self._left_out[0]),
+        }
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-        """Takes over what `tensors` and `state` gave."""
+        """Takes over what `tensors` and `state` gave. Rates and lengths are the settings', which may have changed.
+
+        Raises:
+            InputError: the weights are those of another model.
+        """
         weights, moments = tensors[self.name], tensors[f"{self.name}+optimizer"]
+        shapes = {name: parameter.shape for name, parameter in self.objective.named_parameters()}
+        saved = {name: value.shape for name, value in weights.items()}
+        if shapes != saved:
+            other = sorted(name for name in shapes.keys() | saved.keys() if shapes.get(name) != saved.get(name))
+            raise InputError(
+                f"student '{self.name}': its checkpoint is of another model or has other projections ({len(other)} "
+                f"weights differ, e.g. {other[0]}); this cannot be changed in a run, choose another output_dir"
+            )
         for name, parameter in self.objective.named_parameters():
             parameter.copy_(weights[name])
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 if f"{name}.{key}" in moments:
                     self.optimizer.state[parameter][key] = moments[f"{name}.{key}"].to(parameter.device)
-        self.scheduler.load_state_dict(dict(state["scheduler"]))
-        for group, rate in zip(self.optimizer.param_groups, state["scheduler"]["_last_lr"], strict=True):
-            group["lr"] = rate
+        self._load_schedule(state["scheduler"])
         self.scaler.load_state_dict(dict(state["scaler"]))
+        self._left_out[0] = state.get("left_out", 0)
+
+    def _load_schedule(self, state: Mapping[str, Any]) -> None:
+        base_rates = self.scheduler.base_lrs
+        self.scheduler.load_state_dict({**state, "base_lrs": base_rates})
+        rates = list(state["_last_lr"])
+        if isinstance(self.scheduler, LambdaLR):
+            rates = [
+                rate * factor(self.scheduler.last_epoch)
+                for rate, factor in zip(base_rates, self.scheduler.lr_lambdas, strict=True)
+            ]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.scheduler._last_lr = rates
 
 
 def parameter_groups(objective: Objective, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,0 +1,51 @@
+"""SIGINT, SIGTERM and SIGHUP in a command: the first unwinds it in good order, a second one ends it at once."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP came. Like KeyboardInterrupt, no handler of errors takes it for one."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+@contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """Within, the first of these signals raises KeyboardInterrupt or Terminated in the main thread.
+
+    SIGHUP comes when a terminal is closed, and stays ignored where `nohup` has it ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def receive(signum: int, _frame: FrameType | None) -> NoReturn:
+        if received:
+            os._exit(128 + signum)
+        received.append(signum)
+        if signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Terminated(signum)
+
+    numbers = [number for number in end_signals() if signal.getsignal(number) != signal.SIG_IGN]
+    handlers = {number: signal.signal(number, receive) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def end_signals() -> list[signal.Signals]:
+    """The signals that ask a process to end, on this system."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]

@@ -1,0 +1,219 @@
+"""What happens between the steps of a stage: log lines, dev evaluations, checks of the numbers, checkpoints."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from transformers import BertForMaskedLM
+
+from distill.corpus.batches import MicroBatch
+from distill.recipe import TEACHER, Stage
+from distill.training.bad_batches import write_bad_batch
+from distill.training.checkpoint import save_checkpoint
+from distill.training.evaluate import evaluate_masked_lm
+from distill.training.loop import StageStopped, StepReport, TeacherPass, TrainingFailed
+from distill.training.metrics import MetricsLog, StatusFile
+from distill.training.processes import Processes, share_from_first
+from distill.training.signals import StopRequest
+from distill.training.step_log import SpikeWatch
+from distill.training.student import StudentRun
+
+logger = logging.getLogger(__name__)
+
+WholeStep = Callable[[int], tuple[list[MicroBatch], list[int]]]
+"""Step -> all micro-batches of it, over all processes, and the row of each sample."""
+
+
+class Bookkeeper:
+    """Looks after a stage between its steps. Only the first process writes."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        folder: Path,
+        *,
+        steps: int,
+        first_step: int,
+        runs: list[StudentRun],
+        teacher: TeacherPass | None,
+        dev: list[MicroBatch] | None,
+        processes: Processes,
+        status: StatusFile,
+        stop: StopRequest,
+        whole_step: WholeStep,
+    ) -> None:
+        """
+        Args:
+            folder: the stage's.
+            first_step: steps that were done before this run.
+            teacher: None if there is none, or its prediction head is missing, so that it cannot be measured.
+        """
+        self.stage, self.folder, self.steps, self.first_step = stage, folder, steps, first_step
+        self.runs, self.teacher, self.dev = runs, teacher, dev
+        self.processes, self.status, self.stop, self.whole_step = processes, status, stop, whole_step
+        self.save_every, self.eval_every = stage.save_every or -(-steps // 10), stage.eval_every or -(-steps // 10)
+        names = [run.name for run in runs] + ([TEACHER] if first_step == 0 else [])
+        self.log = MetricsLog(folder, students=names, step=first_step) if processes.is_first else None
+        self.spikes = {run.name: SpikeWatch() for run in runs}
+        self.saved_step = first_step or -1
+        self.shown: dict[str, float] = {}
+
+    def before(self, report: StepReport) -> None:
+        """Measures the teacher once, as the mark to reach, and what a stop kept from being measured."""
+        if self.teacher and self.first_step == 0:
+            self._evaluate(self.teacher.model, TEACHER, report)
+        if self.first_step and self._is_dev_step(self.first_step):
+            for run in self.runs:
+                missing = self.log is not None and not self.log.has_dev(self.first_step, run.name)
+                if share_from_first(int(missing), self.processes):
+                    self._evaluate(run.objective.student, run.name, report)
+
+    def after(self, report: StepReport) -> None:
+        """Checks, logs, evaluates and saves where the stage asks for it at this step.
+
+        Raises:
+            StageStopped: in the middle of an evaluation.
+            TrainingFailed: see `save`, and `_check_numbers`.
+        """
+        is_last = report.step == self.steps
+        is_saving = report.step % self.save_every == 0 or is_last
+        if report.values is not None or is_saving or self.processes.device.type != "cuda":
+            self._check_numbers(report.step)  # the host waits for the device, which costs nothing on a CPU
+        self._log_losses(report)
+        if self._is_dev_step(report.step):
+            for run in self.runs:
+                self._evaluate(run.objective.student, run.name, report)
+        if is_saving:
+            self.save(report, is_needed=is_last)
+        if self.processes.is_first:
+            first = report.step == self.first_step + 1
+            self.status.write("running", force=first, step=report.step, steps=self.steps, **self.shown)
+
+    def save(self, report: StepReport, *, is_needed: bool) -> None:
+        """Writes a checkpoint; all processes wait for it. A disk that takes none ends the run only if `is_needed`.
+
+        Raises:
+            TrainingFailed: a checkpoint that is needed cannot be written, or weights are no numbers, from which no run
+                could go on. Only the first process's has a message.
+        """
+        if report.step == self.saved_step:
+            return
+        self._check_numbers(report.step)
+        for run in self.runs:
+            if not run.is_finite():
+                raise TrainingFailed(
+                    f"student '{run.name}': weights are not finite after step {report.step:,}; lower learning_rate, "
+                    f"or use precision fp32; the last checkpoint is from before"
+                )
+        problem = self._write_checkpoint(report) if self.processes.is_first else ""
+        if not share_from_first(int(bool(problem)), self.processes):
+            self.saved_step = report.step
+            return
+        since = f"from step {self.saved_step:,}" if self.saved_step > 0 else "from the start"
+        message = f"the checkpoint of step {report.step:,} cannot be written ({problem})"
+        if is_needed:
+            raise TrainingFailed(
+                f"{message}; make room, and the same command goes on {since}" if self.processes.is_first else ""
+            )
+        self._warn(f"{message}; training goes on, and would be continued {since} until there is room")
+
+    def close(self) -> None:
+        if self.log:
+            self.log.close()
+
+    def _write_checkpoint(self, report: StepReport) -> str:
+        """Returns what went wrong, or ''."""
+        tensors = {stem: named for run in self.runs for stem, named in run.tensors().items()}
+        students = {run.name: run.state() for run in self.runs}
+        state = {"step": report.step, "tokens": report.tokens, "students": students}
+        try:
+            if self.log:
+                self.log.flush()
+            save_checkpoint(self.folder / "checkpoints", report.step, tensors, state, keep=self.stage.keep_checkpoints)
+        except OSError as error:
+            return describe_os_error(error)
+        return ""
+
+    def _check_numbers(self, step: int) -> None:
+        """Tells updates that were left out since the last look.
+
+        Raises:
+            TrainingFailed: more than the stage allows. Only the first process's has a message.
+        """
+        for run in self.runs:
+            total, new, first = run.tell_left_out()
+            if not new:
+                continue
+            is_over = total > self.stage.skip_bad_steps
+            if self.processes.is_first:
+                found = self._describe_bad_step(run.name, first, new)
+                if is_over:
+                    raise TrainingFailed(
+                        f"{found}; lower learning_rate, use precision fp32, or leave such updates out with "
+                        f"skip_bad_steps ({total} so far, {self.stage.skip_bad_steps} allowed); the last checkpoint is "
+                        f"from before"
+                    )
+                self._warn(f"{found}; left out {total} of {self.stage.skip_bad_steps} allowed")
+            elif is_over:
+                raise TrainingFailed("")
+
+    def _describe_bad_step(self, student: str, step: int, count: int) -> str:
+        batches, rows = self.whole_step(step)
+        first, last = batches[0].samples.start, batches[-1].samples.stop - 1
+        more = f" and {count - 1} more since" if count > 1 else ""
+        try:
+            path = write_bad_batch(self.folder, step=step, students=[student], batches=batches, rows=rows)
+            where = f"they are in {path}"
+        except OSError as error:
+            where = f"they could not be written ({describe_os_error(error)})"
+        return (
+            f"student '{student}': loss or gradient is not finite at step {step:,}{more} (samples {first:,} to "
+            f"{last:,}; {where}), so the weights were not changed by it"
+        )
+
+    def _log_losses(self, report: StepReport) -> None:
+        for name, values in (report.values or {}).items():
+            self._write("train", name, report, values)
+            if name == self.runs[0].name:
+                self.shown = {"loss": values["loss"], "tokens_per_second": values["tokens_per_second"]}
+        for name, losses in report.losses.items():
+            for step, loss in losses.items():
+                usual = self.spikes[name].usual(loss)
+                if usual is not None:
+                    size = self.stage.global_batch_size
+                    self._warn(
+                        f"student '{name}': loss {loss:.4g} at step {step:,} (samples {(step - 1) * size:,} to "
+                        f"{step * size - 1:,}) stands out from the last ones ({usual:.4g})"
+                    )
+
+    def _is_dev_step(self, step: int) -> bool:
+        return step % self.eval_every == 0 or step == self.steps
+
+    def _evaluate(self, model: BertForMaskedLM, name: str, report: StepReport) -> None:
+        if self.dev is None:
+            return
+        autocast = self.runs[0].objective.autocast
+        values = evaluate_masked_lm(model, self.dev, self.processes, autocast, self.stop)
+        if values is None:
+            raise StageStopped(self.stop.signum or 15, report.step)
+        self._write("dev", name, report, values)
+
+    def _write(self, split: str, student: str, report: StepReport, values: Mapping[str, float]) -> None:
+        if self.log:
+            samples = report.step * self.stage.global_batch_size
+            self.log.write(
+                step=report.step, samples=samples, tokens=report.tokens, split=split, student=student, values=values
+            )
+            if split == "train":
+                logger.info("step %d, %s: loss %.4f", report.step, student, values["loss"])
+
+    def _warn(self, message: str) -> None:
+        """A line in the stage's log file and before the user."""
+        if self.processes.is_first:
+            logger.warning(message)
+            self.status.note(message)
+
+
+def describe_os_error(error: OSError) -> str:
+    """What the system said, and about which file."""
+    return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
