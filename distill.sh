@@ -14,5 +14,6 @@ case " $* " in
 *" --teacher_name_or_path"*) exec "$python" "$root/train.py" "$@" ;;
 esac
 cd "$root"
+"$python" "$root/train.py" jsons/recipes/sample.json "$@" --show-recipe > /dev/null # a wrong argument is said at once
 "$python" -m distill sample --output saves/sample-world
 exec "$python" "$root/train.py" jsons/recipes/sample.json "$@"

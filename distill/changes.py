@@ -95,6 +95,22 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"{folder}: cannot be written, {there} belongs to somebody else; name another folder")
 
 
+def check_places(recipe: Recipe) -> None:
+    """InputError if something of the user's stands where a stage or a finished model goes, which would be replaced."""
+    output = Path(recipe.output_dir)
+    for stage in recipe.stages:
+        models = [output / "models" / name for name in stage.students]
+        for place in (output / "stages" / stage.name, output / "stages" / stage.name / "checkpoints", *models):
+            if place.is_symlink():
+                raise InputError(
+                    f"{place}: a symbolic link, and a run replaces what is there; put a folder in its place"
+                )
+        for model in models:
+            empty = model.is_dir() and not any(model.iterdir())
+            if model.exists() and not empty and not (model / "config.json").exists():
+                raise InputError(f"{model}: something else than a model is there; move it away, the student goes there")
+
+
 def has_begun(output: Path, stage: Mapping[str, Any]) -> bool:
     """Whether something of a stage was trained: a finished model or a checkpoint."""
     made = any((output / "models" / name / "config.json").exists() for name in stage["students"])

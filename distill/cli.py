@@ -1,5 +1,6 @@
 """The command line: every command, thin. Heavy modules are imported inside the command that needs them."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,10 @@ from distill.cli_vocabulary import vocab_app
 from distill.errors import InputError
 from distill.interruption import Terminated, signals_raise
 
+PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EROFS)
+"""What the system says to a path that the user named wrongly."""
+MOST_CHARS = 1000
+"""Of an error message; a name may be a megabyte long."""
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     help="Small, fast Chinese BERT encoders by staged distillation. --debug shows an error's traceback.",
@@ -100,7 +105,7 @@ def pack(
         "pack", files=str(data), segmenter=segmenter, dictionary=dictionary and str(dictionary), mask=mask,
         packing=packing, skip_bad=skip_bad,
     )  # fmt: skip
-    check_data(source, where=str(data))
+    check_data(source, where="pack")
     check_ray(ray)
     packed = prepare_dataset(
         source, tokenizer=find_model(tokenizer, weights=False), max_seq_length=max_seq_length, folder=output,
@@ -116,6 +121,9 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="recipe JSON; see jsons/recipes")],
     stage: Annotated[str | None, typer.Option(help="only this stage")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print the plan, train nothing")] = False,
+    show_recipe: Annotated[
+        bool, typer.Option("--show-recipe", help="print the recipe with every value filled in; looks at no other file")
+    ] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="one place: stages.NAME.students.NAME.field=value; repeatable")
     ] = None,
@@ -135,10 +143,13 @@ def train(
 
     if str(recipe).startswith("-"):
         raise InputError(f"command line: the recipe comes first, then --field value; found '{recipe}' in its place")
-    run_loaded_recipe(
-        load_recipe(recipe, parse_fields(context.args), settings or []), stage, dry_run,
-        allow_changes=allow_changes, max_restarts=max_restarts,
-    )  # fmt: skip
+    loaded = load_recipe(recipe, parse_fields(context.args), settings or [])
+    if stage is not None:
+        loaded.stage(stage, where=str(recipe))  # an unknown name is said before torch is imported
+    if show_recipe:
+        typer.echo(loaded.model_dump_json(indent=1))
+        return
+    run_loaded_recipe(loaded, stage, dry_run, allow_changes=allow_changes, max_restarts=max_restarts)
 
 
 def run_loaded_recipe(
@@ -146,8 +157,6 @@ def run_loaded_recipe(
 ) -> None:
     """Runs a checked recipe as worker or as parent."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if stage is not None:
-        recipe.stage(stage)  # an unknown name is said before torch is imported
     from distill.launch import Cluster, is_worker
 
     if is_worker():
@@ -285,6 +294,8 @@ def _leave_for(error: Exception, debug: bool) -> None:
     if type(error).__module__ == "distill.launch":
         signum = getattr(error, "signum", 0)
         _leave(f"{'stopped' if signum else 'error'}: {error}", 128 + signum if signum else 1, debug)
+    if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename is not None:
+        _leave(f"error: {error.filename}: {error.strerror}; check the path and its permissions", 2, debug)
     if debug or not isinstance(error, (OSError, MemoryError)):
         raise error
     _leave(f"error: {type(error).__name__}: {error}", 1, debug)
@@ -293,5 +304,11 @@ def _leave_for(error: Exception, debug: bool) -> None:
 def _leave(message: str, code: int, debug: bool) -> None:
     if debug:
         raise
-    print(" ".join(message.split("\n")), file=sys.stderr)
+    print(one_line(message), file=sys.stderr)
     sys.exit(code)
+
+
+def one_line(message: str) -> str:
+    """A message that is one line whatever names went into it: no control characters, at most MOST_CHARS long."""
+    line = "".join(c if c.isprintable() else " " if c == "\n" else repr(c)[1:-1] for c in message[:MOST_CHARS])
+    return line if len(message) <= MOST_CHARS else f"{line}..."

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from distill.changes import check_unchanged, check_writable, find_changes, record_changes, record_inputs
+from distill.changes import check_places, check_unchanged, check_writable, find_changes, record_changes, record_inputs
 from distill.corpus.lock import only_run
 from distill.corpus.prepare import prepare_dataset
 from distill.durable import write_json
@@ -56,6 +56,7 @@ def plan_checked(recipe: Recipe, stages: list[Stage], *, allow_changes: bool = F
         InputError: see `plan_recipe` and `check_unchanged`.
     """
     check_writable(Path(recipe.output_dir))
+    check_places(recipe)
     if not allow_changes:
         check_unchanged(recipe)
     plans = plan_recipe(recipe)

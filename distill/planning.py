@@ -15,11 +15,10 @@ from distill.modeling.models import (
     check_same_tokens,
     check_vocabulary,
     find_model,
-    has_head,
     load_config,
     load_tokenizer,
-    weight_names,
 )  # fmt: skip
+from distill.modeling.weight_files import check_shapes, has_head
 from distill.recipe import Recipe, Stage, Student
 from distill.training.matches import Match, resolve_matches
 from distill.training.objective import check_kd_loss
@@ -55,6 +54,7 @@ def plan_recipe(recipe: Recipe) -> dict[str, StagePlan]:
     Raises:
         InputError: the first thing that is wrong, with stage and student.
     """
+    _check_order(recipe)
     made: dict[str, PlannedModel] = {}
     plans = {}
     for stage in recipe.stages:
@@ -62,6 +62,22 @@ def plan_recipe(recipe: Recipe) -> dict[str, StagePlan]:
         plans[stage.name] = plan
         made.update(plan.students)
     return plans
+
+
+def _check_order(recipe: Recipe) -> None:
+    """InputError if a stage learns or starts from a model that only it or a later stage makes."""
+    maker = {student: stage.name for stage in recipe.stages for student in stage.students}
+    made: set[str] = set()
+    for stage in recipe.stages:
+        used = {"teacher": stage.teacher, **{f"student '{n}', init": s.init for n, s in stage.students.items()}}
+        for what, name in used.items():
+            if name in maker and name not in made and not Path(name).exists():
+                by = "this stage itself" if maker[name] == stage.name else f"the later stage '{maker[name]}'"
+                raise InputError(
+                    f"stage '{stage.name}', {what}: '{name}' is made by {by}; a stage takes folders, hub ids and "
+                    "models of the stages before it"
+                )
+        made |= stage.students.keys()
 
 
 def _plan_stage(stage: Stage, made: dict[str, PlannedModel], models: Path) -> StagePlan:
@@ -77,8 +93,11 @@ def _plan_stage(stage: Stage, made: dict[str, PlannedModel], models: Path) -> St
         for name, student in stage.students.items()
         if student.init
     }
-    tokenizer_dir = _find_tokenizer(stage, teacher, inits, where)
-    tokenizer = load_tokenizer(tokenizer_dir)
+    try:
+        tokenizer_dir = _find_tokenizer(stage, teacher, inits)
+        tokenizer = load_tokenizer(tokenizer_dir)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
     if teacher:
         _check_tokens(teacher, tokenizer_dir, where=f"{where}, teacher")
     students, matches = {}, {}
@@ -112,8 +131,7 @@ def _find(name: str, made: dict[str, PlannedModel], *, where: str, head_for: str
         folder = find_model(name)
         config = load_config(folder)
         load_tokenizer(folder)
-        if not weight_names(folder):
-            raise InputError(f"{folder}: no weights; expected model.safetensors or pytorch_model.bin")
+        check_shapes(folder, config)
         if head_for and not has_head(folder):
             raise InputError(
                 f"{folder}: no masked-language-model head, but {head_for} take a model saved with its head"
@@ -124,13 +142,13 @@ def _find(name: str, made: dict[str, PlannedModel], *, where: str, head_for: str
     return PlannedModel(name, folder, config, folder)
 
 
-def _find_tokenizer(stage: Stage, teacher: PlannedModel | None, inits: dict[str, PlannedModel], where: str) -> Path:
+def _find_tokenizer(stage: Stage, teacher: PlannedModel | None, inits: dict[str, PlannedModel]) -> Path:
     if stage.data.tokenizer:
         return find_model(stage.data.tokenizer, weights=False)
     for model in [teacher, *inits.values()]:
         if model:
             return model.tokenizer
-    raise InputError(f"{where}: no teacher to take the tokenizer from; name one in data.tokenizer")
+    raise InputError("no teacher to take the tokenizer from; name one in data.tokenizer")
 
 
 def _check_tokens(model: PlannedModel, tokenizer: Path, *, where: str) -> None:

@@ -6,12 +6,19 @@ checked in `distill.planning`; nothing here imports torch.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from distill.errors import InputError
 from distill.json_file import short
 
-Positive = Annotated[int, Field(gt=0)]
+
+def _whole(value: Any) -> Any:
+    """1e5 is a whole number, too, however JSON's readers take it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Positive = Annotated[int, Field(gt=0, le=10**9), BeforeValidator(_whole)]
+Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_whole)]
 NonNegative = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Packing = Literal["chunks", "documents", "full_sentences", "doc_sentences", "lines"]
@@ -27,7 +34,8 @@ TEACHER = "teacher"
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    # strict: true is no number, "1" neither, and 1 no truth value
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class TrainSegmenter(_Model):
@@ -124,14 +132,14 @@ class Student(_Model):
 
     config: str | None = Field(None, description="BertConfig JSON; default: the config of `init`")
     init: str | None = Field(None, description="model folder, hub id or earlier name whose weights it starts from")
-    init_layers: list[Annotated[int, Field(ge=0)]] | None = Field(
+    init_layers: list[Annotated[int, Field(ge=0), BeforeValidator(_whole)]] | None = Field(
         None, description="teacher layers to copy, with embeddings and prediction head"
     )
     method: str | None = Field(
         None, description="name or JSON path of a distillation method: student fields that stand just below the ones "
         "written beside it; see docs/methods.md"
     )  # fmt: skip
-    seed: Annotated[int, Field(ge=0)] | None = Field(
+    seed: Seed | None = Field(
         None, description="decides initial weights, projections and dropout whatever the student is called; default: "
         "(seed of the stage, stage, student)"
     )  # fmt: skip
@@ -166,15 +174,19 @@ class Stage(_Model):
     teacher: str | None = Field(None, description="model folder, hub id or earlier student; none = plain MLM")
     students: dict[Name, Student] = Field(min_length=1)
     data: Data
-    max_seq_length: Annotated[int, Field(ge=8)] = Field(512, description="tokens a row, [CLS] and [SEP] included")
+    max_seq_length: Annotated[int, Field(ge=8, le=10**9), BeforeValidator(_whole)] = Field(
+        512, description="tokens a row, [CLS] and [SEP] included"
+    )
     steps: Positive | None = Field(None, description="optimiser steps")
-    epochs: Annotated[float, Field(gt=0)] | None = Field(None, description="passes over the rows, instead of steps")
+    epochs: Annotated[float, Field(gt=0, le=10**6)] | None = Field(
+        None, description="passes over the rows, instead of steps"
+    )
     global_batch_size: Positive = Field(256, description="sequences in one optimiser step over all processes")
     micro_batch_size: Positive | None = Field(
         None, description="sequences in one forward of one process; default: 8192 tokens' worth"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto = bf16 where hardware has it")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="decides order and masks, and what students start from")
+    seed: Seed = Field(0, description="decides order and masks, and what students start from")
     save_every: Positive | None = Field(None, description="steps between checkpoints; default: a tenth of the run")
     eval_every: Positive | None = Field(None, description="steps between dev evaluations; default: a tenth of the run")
     log_every: Positive = Field(10, description="steps between lines of the log")
@@ -223,9 +235,9 @@ class Recipe(_Model):
                 raise ValueError(f"{kind} name '{twice[0]}' is used twice")
         return self
 
-    def stage(self, name: str) -> Stage:
+    def stage(self, name: str, *, where: str = "recipe") -> Stage:
         """The stage called `name`; InputError with the names there are if it does not exist."""
         for stage in self.stages:
             if stage.name == name:
                 return stage
-        raise InputError(f"{self.output_dir}: no stage '{name}'; there are: {', '.join(s.name for s in self.stages)}")
+        raise InputError(f"{where}: no stage '{name}'; there are: {', '.join(s.name for s in self.stages)}")

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from distill.errors import InputError
-from distill.json_file import nearest, read_json, short
+from distill.json_file import nearest, parse_json, read_json, short
 from distill.recipe import Data, Recipe, Stage, Student
 
 STAGE_FIELDS = set(Stage.model_fields) - {"name", "students"}
@@ -54,6 +54,8 @@ def resolve_recipe(raw: Any, *, where: str, overrides: Mapping[str, Any] = {}, s
     raw["stages"] = [_merge_stage(stage, i, defaults, overrides, where) for i, stage in enumerate(raw["stages"])]
     for setting in settings:
         _apply_setting(raw, setting)
+    if "\\u0000" in json.dumps(raw):
+        raise InputError(f"{where}: a string holds a NUL character (\\u0000), which no name can; take it out")
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
@@ -154,7 +156,7 @@ def _apply_setting(raw: dict, setting: str) -> None:
     target: Any = raw
     *parents, last = path.split(".")
     for part in parents:
-        if isinstance(target, list):
+        if target is raw["stages"]:
             found = {str(stage["name"]): stage for stage in target}
         else:
             found = target if isinstance(target, dict) else {}
@@ -165,6 +167,8 @@ def _apply_setting(raw: dict, setting: str) -> None:
     places = {2: STAGE_FIELDS | STUDENT_FIELDS, 3: set(Data.model_fields), 4: STUDENT_FIELDS}
     if depth not in places or parents[0] != "stages" or (depth == 3) != (parents[-1] == "data"):
         raise InputError(f"--set {path}: name a field of one stage or student, e.g. stages.NAME.steps=100")
+    if not isinstance(target, dict):
+        raise InputError(f"--set {path}: '{parents[-1]}' is {short(target)}, which has no fields")
     if last in STAGE_FIELDS and last not in places[depth]:
         raise InputError(f"--set {path}: '{last}' is a field of the stage; set stages.{parents[1]}.{last}")
     _check_keys({last: None}, places[depth], f"--set {path}")
@@ -193,10 +197,10 @@ def _listed(field: str, value: Any) -> Any:
 
 
 def parse_value(text: str) -> Any:
-    """A command-line value: JSON where it is JSON, otherwise the string itself."""
+    """A command-line value: JSON where it is JSON, otherwise the string itself, which the field's check refuses."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return parse_json(text)
+    except ValueError:
         return text
 
 

@@ -9,91 +9,27 @@ import sys
 import time
 
 import pytest
+from cases import (
+    ATTENTION,
+    HIDDEN,
+    both,
+    config,
+    cut,
+    data,
+    data_json,
+    file,
+    init_from,
+    ltp_folder,
+    matches,
+    other_vocabulary,
+    stage,
+    student,
+    teacher,
+)
 from fixtures_cli import ROOT, VOCAB, assert_one_line, bert, complaint, nothing_written, run
+from safetensors.torch import load_file, save_file
 
 pytest_plugins = ["fixtures_cli"]
-
-HIDDEN = {"layer_T": 2, "layer_S": 1, "feature": "hidden", "loss": "hidden_mse"}
-ATTENTION = {"layer_T": 1, "layer_S": 1, "feature": "attention", "loss": "attention_mse"}
-
-
-def matches(*entries):
-    return lambda project: project.recipe(student={"matches": list(entries)})
-
-
-def student(**fields):
-    return lambda project: project.recipe(student=fields)
-
-
-def stage(**fields):
-    return lambda project: project.recipe(stage=fields)
-
-
-def data(**fields):
-    return lambda project: project.recipe(data=fields)
-
-
-def config(**fields):
-    return lambda project: project.write("student.json", bert(**fields))
-
-
-def file(name, content):
-    return lambda project: project.write(name, content)
-
-
-def ltp_folder(*files):
-    """An LTP perceptron folder that has its config and these files."""
-
-    def make(project):
-        project.write("ltp/config.json", {"nerual": False, "tasks": {"cws": "cws_model.bin"}})
-        for name in files:
-            project.write(f"ltp/{name}", "version https://git-lfs.github.com/spec/v1\n")
-        project.recipe(data={"segmenter": "ltp:ltp"})
-
-    return make
-
-
-def data_json(content):
-    def make(project):
-        project.write("data.json", content)
-        project.recipe(defaults={"data": "data.json", "steps": 2, "max_seq_length": 32})
-
-    return make
-
-
-def cut(name):
-    """Keeps the first half of a file."""
-
-    def make(project):
-        path = project.root / name
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-    return make
-
-
-def teacher(**fields):
-    return lambda project: project.model("teacher", num_hidden_layers=4, **fields)
-
-
-def both(*changes):
-    def make(project):
-        for change in changes:
-            change(project)
-
-    return make
-
-
-def other_vocabulary(name, vocab):
-    return lambda project: project.tokenizer(name, vocab)
-
-
-def init_from(name, **fields):
-    def make(project):
-        project.model(name, **fields)
-        project.recipe(student={"init": name})
-
-    return make
-
 
 SWAPPED = [*VOCAB[:5], VOCAB[6], VOCAB[5], *VOCAB[7:]]
 
@@ -169,7 +105,7 @@ BEFORE_ANYTHING = {
     ),
     "tokenizer without mask": (
         both(other_vocabulary("tok", [t for t in VOCAB if t != "[MASK]"]), data(tokenizer="tok")),
-        "teacher teacher and tok have different vocabularies",
+        r"stage 'one': tok: the vocabulary has no \[MASK\]",
     ),
     "missing tokenizer": (data(tokenizer="tok"), "tok: no such model folder"),
     "no tokenizer at all": (
@@ -198,11 +134,14 @@ BEFORE_ANYTHING = {
     ),
     "student's activation": (
         config(hidden_act="gelou"),
-        "student.json: unknown hidden_act 'gelou'; did you mean 'gelu'",
+        "student.json: unknown hidden_act \"gelou\"; did you mean 'gelu'",
     ),
     "student is no BERT": (config(model_type="roberta"), "student.json: model_type is 'roberta'; only 'bert'"),
     "student config missing": (student(config="none.json"), "none.json: no such file"),
-    "student config a list": (file("student.json", []), "student.json: a model config is a JSON object, found list"),
+    "student config a list": (
+        file("student.json", []),
+        "student.json: a model config is a JSON object in braces, found",
+    ),
     "init missing": (student(init="none"), "student 'small', init: none: no such model folder"),
     "init of another shape": (
         init_from("start", hidden_size=32),
@@ -213,7 +152,10 @@ BEFORE_ANYTHING = {
     "empty files": (file("text/a.txt", ""), "empty corpus"),
     "all text is dev": (data(dev=["text"]), "all 1 text file.s. are dev files, such as text/a.txt"),
     "dev matches nothing": (data(dev=["dev"]), "dev: no text found"),
-    "unknown segmenter": (data(segmenter="jeiba"), "segmenter 'jeiba': unknown; use ltp:FOLDER"),
+    "unknown segmenter": (
+        data(segmenter="jeiba"),
+        "stage 'one', data: segmenter 'jeiba': unknown, did you mean 'jieba'; use ltp:FOLDER",
+    ),
     "LTP folder missing": (data(segmenter="ltp:nowhere"), "nowhere: no such LTP folder"),
     "LTP folder without model": (ltp_folder(), "ltp: cws_model.bin is missing"),
     "LTP model a pointer": (ltp_folder("cws_model.bin"), "git-lfs pointer"),
@@ -277,8 +219,8 @@ BEFORE_ANYTHING = {
         lambda w: w.recipe(defaults={"data": "none.json", "steps": 2}),
         "none.json: no such data file",
     ),
-    "data json broken": (data_json("{"), "data.json: not valid JSON"),
-    "data json key": (data_json({"trian": {}}), "data.json: unknown key 'trian', did you mean 'train'"),
+    "data json broken": (data_json("{"), "data.json, line 1: .*not valid JSON"),
+    "data json key": (data_json({"trian": {}}), "data.json: unknown key 'trian'; did you mean 'train'"),
     "data json without text": (data_json({"train": {"train_files": []}}), "data.json: no training text"),
     "data json names nothing": (
         data_json({"train": {"train_files": ["text/b.txt"]}}),
@@ -568,14 +510,16 @@ def test_a_program_says_one_line(command, arguments, message, project):
 
 @pytest.mark.slow
 def test_the_processes_of_a_stage_say_one_line_too(project, capsys):
-    """What only a worker finds, here weights of another shape than the config says, comes through the status file."""
-    project.write("teacher/config.json", bert(num_hidden_layers=5))
-    project.recipe()
+    """What only a worker finds, here weights that are not finite, comes through the status file."""
+    file = project.root / "teacher/model.safetensors"
+    weights = load_file(file)
+    weights["bert.embeddings.LayerNorm.bias"] += float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
     capsys.readouterr()
     assert run("train", "recipe.json") == 2
     err = capsys.readouterr().err
     assert_one_line(err)
-    assert "teacher: 16 weights are missing" in err
+    assert "teacher: bert.embeddings.LayerNorm.bias holds NaN or infinity" in err
 
 
 def test_debug_shows_the_traceback(project):

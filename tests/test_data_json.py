@@ -41,11 +41,11 @@ def test_dev_and_references_may_be_missing(folder):
 @pytest.mark.parametrize(
     "data, message",
     [
-        ("{", "data.json: not valid JSON"),
-        ([], "expected an object"),
-        ({"trian": {}}, "unknown key 'trian', did you mean 'train'"),
+        ("{", "data.json, line 1: .*not valid JSON"),
+        ([], "a JSON object in braces, found"),
+        ({"trian": {}}, "unknown key 'trian'; did you mean 'train'"),
         ({"train": []}, "'train': expected an object"),
-        ({"train": {"train_file": ["a.txt"]}}, "'train': unknown key 'train_file', did you mean 'train_files'"),
+        ({"train": {"train_file": ["a.txt"]}}, "'train': unknown key 'train_file'; did you mean 'train_files'"),
         ({"train": {"train_files": "a.txt"}}, "'train_files' must be a list"),
         ({"train": {"train_files": []}}, "no training text"),
         ({"dev": {"dev_files": ["dev.txt"]}}, "no training text"),

@@ -63,7 +63,7 @@ def test_packing_before_the_references_says_what_to_run(structure, capsys):
 def test_a_damaged_list_is_one_line(structure, capsys):
     structure.write("dataset/data.json", "{")
     assert call(project_folders.pack_project_data) == 2
-    assert "dataset/data.json: not valid JSON" in capsys.readouterr().err
+    assert "dataset/data.json, line 1: " in capsys.readouterr().err
 
 
 def program(structure, name, *arguments, ltp=True):

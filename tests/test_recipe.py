@@ -269,7 +269,7 @@ def test_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
         (b'{"output_dir": NaN}', "NaN is no number"),
         (b'{"steps": 1, "steps": 2}', "'steps' stands twice"),
         (b'{"a": "\xff"}', "not UTF-8 at byte 7"),
-        (b"[" * 100_000, "nested too deep"),
+        (b"[" * 100_000, "nested over 100 deep"),
     ],
 )
 def test_a_file_that_is_no_recipe_says_where(tmp_path, content, message):
@@ -280,7 +280,7 @@ def test_a_file_that_is_no_recipe_says_where(tmp_path, content, message):
 def test_a_missing_or_unreadable_recipe_is_named(tmp_path):
     with pytest.raises(InputError, match="none.json: no such file"):
         load_recipe(tmp_path / "none.json")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="found a folder; name a JSON file"):
         load_recipe(tmp_path)
 
 

@@ -328,7 +328,7 @@ def test_missing_folder_and_missing_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("{", "not JSON"),
+        ("{", "not valid JSON"),
         ('{"model_type": "bert"}', "not an LTP config"),
         ('{"nerual": false, "tasks": {"pos": "pos_model.bin"}}', "no word segmentation model"),
         ('{"nerual": false, "tasks": {"cws": "cws_model.bin"}}', r"cws_model\.bin is missing"),

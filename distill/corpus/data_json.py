@@ -5,13 +5,14 @@ relative to the working directory. Nothing here opens the text; packing.py does.
 """
 
 import difflib
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distill.corpus.text_names import text_file
 from distill.errors import InputError
+from distill.json_file import nearest, read_object, short
 
 
 @dataclass(frozen=True)
@@ -40,29 +41,22 @@ def read_data_json(path: Path | str) -> DataFiles:
 
 
 def _load_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.exists(path):
         raise InputError(f"{path}: no such data file{_nearest_file(path)}")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise InputError(f'{path}: expected an object with "train" and "dev", found a {type(data).__name__}')
-    return data
+    return read_object(path, what='a data file with "train" and "dev"')
 
 
 def _check_keys(data: dict[str, Any], *, allowed: tuple[str, ...], where: str) -> None:
     for key in data:
         if key not in allowed:
-            nearest = difflib.get_close_matches(key, allowed, n=1, cutoff=0)[0]
-            raise InputError(f"{where}: unknown key {key!r}, did you mean {nearest!r}? Known: {', '.join(allowed)}")
+            raise InputError(f"{where}: unknown key '{key}'{nearest(key, allowed)}")
 
 
 def _read_section(data: dict[str, Any], split: str, path: Path) -> list[tuple[Path, Path | None]]:
     section = data.get(split, {})
     where = f"{path}: {split!r}"
     if not isinstance(section, dict):
-        raise InputError(f"{where}: expected an object with '{split}_files', found a {type(section).__name__}")
+        raise InputError(f"{where}: expected an object with '{split}_files', found {short(section)}")
     _check_keys(section, allowed=(f"{split}_files", f"{split}_ref_files"), where=where)
     texts = _read_paths(section, f"{split}_files", where)
     references = _read_paths(section, f"{split}_ref_files", where)
@@ -77,19 +71,21 @@ def _read_section(data: dict[str, Any], split: str, path: Path) -> list[tuple[Pa
 
 
 def _read_paths(section: dict[str, Any], key: str, where: str) -> list[Path]:
-    names = section.get(key) or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{where}: {key!r} must be a list of file names, found {names!r:.80}")
+    names = section.get(key)
+    names = [] if names is None else names
+    if not isinstance(names, list) or not all(isinstance(name, str) and name and "\0" not in name for name in names):
+        raise InputError(f"{where}: {key!r} must be a list of file names, found {short(names)}")
     paths = [Path(name) for name in names]
     for file in paths:
-        if not text_file(file).is_file():
+        if not os.path.isfile(text_file(file)):
             raise InputError(f"{where}: {key!r} names {file}, which is not a file{_nearest_file(file)}")
     return paths
 
 
 def _nearest_file(path: Path) -> str:
     """Hint at the most similar file of the folder, or of the folders above when there is none."""
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         return f"; there is no folder {path.parent}"
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir() if p.is_file()], n=1)
+    files = [entry.name for entry in os.scandir(path.parent) if entry.is_file()]
+    near = difflib.get_close_matches(path.name, files, n=1)
     return f"; did you mean {path.parent / near[0]}?" if near else ""

@@ -8,6 +8,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +17,8 @@ from distill.errors import InputError
 
 DEFAULT_FIELD = "text"
 ROWS_AT_ONCE = 1_000
+MOST_LINE_CHARS = 50_000_000
+"""Of a line of text: more is no passage, but would have to be in memory at once."""
 ZSTD_PIECE = 8 << 10  # bytes; what they unpack to is in memory at once, at most 16,000 times as much
 _NEWLINE = re.compile("\r\n|\r|\n")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -127,7 +130,11 @@ def iter_records(name: TextName) -> Iterator[str | BadRecord]:
 
 def _json_lines(file: Path, field: str) -> Iterator[tuple[int, object]]:
     with open_bytes(file) as content:
-        for number, line in enumerate(content, start=1):
+        for number, line in enumerate(iter(partial(content.readline, 4 * MOST_LINE_CHARS + 1), b""), start=1):
+            if len(line) > 4 * MOST_LINE_CHARS:
+                raise InputError(
+                    f"{file}: line {number}: over {4 * MOST_LINE_CHARS:,} bytes; a document a line is wanted"
+                )
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if line.strip():
                 yield number, _json_field(line, field)
@@ -164,7 +171,7 @@ def _table_rows(file: Path, field: str) -> Iterator[tuple[int, object]]:
             for value in values:
                 number += 1
                 yield number, value
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise InputError(f"{file}: damaged, or not a {kind_of(file)} file ({reason[:120]})") from error
 
@@ -190,6 +197,7 @@ def _table_columns(file: Path, field: str) -> Iterator[list[object]]:
         batches = reader if is_stream else map(reader.get_batch, range(reader.num_record_batches))
         for batch in batches:
             column = batch.column(field)
+            column.validate(full=True)  # its offsets are followed without a look
             for start in range(0, len(column), ROWS_AT_ONCE):
                 yield column.slice(start, ROWS_AT_ONCE).to_pylist()
 

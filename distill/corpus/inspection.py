@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from distill.corpus.masking import mask_rows
 from distill.corpus.order import permuted_row, sample_key, sample_random
-from distill.corpus.rows import PackedRows
+from distill.corpus.rows import PackedRows, open_table
 from distill.corpus.statistics import Statistics, TokenTable, count_statistics
 from distill.corpus.tokenizing import load_tokenizer
 from distill.errors import InputError
-from distill.json_file import read_json
+from distill.json_file import read_object
 
 Fate = Literal["plain", "special", "unknown", "masked", "replaced", "kept"]
 MASK_PROBABILITY = 0.15
@@ -83,12 +83,12 @@ def _find_splits(dataset: Path) -> tuple[dict[str, Path], dict[str, Any]]:
     """Folder of each split, train first, and what info.json says."""
     if (dataset / "state.json").is_file():
         info = dataset.parent / "info.json"
-        return {dataset.name: dataset}, read_json(info) if info.is_file() else {}
+        return {dataset.name: dataset}, read_object(info, what="what is packed") if info.is_file() else {}
     found = {name: dataset / name for name in ("train", "dev") if (dataset / name / "state.json").is_file()}
     if not found:
         raise InputError(f"{dataset}: not a packed dataset (no train/state.json); make it with `distill pack`")
     info = dataset / "info.json"
-    return found, read_json(info) if info.is_file() else {}
+    return found, read_object(info, what="what is packed") if info.is_file() else {}
 
 
 def _check_tokenizer(info: dict[str, Any], table: TokenTable, folder: str) -> None:
@@ -98,10 +98,11 @@ def _check_tokenizer(info: dict[str, Any], table: TokenTable, folder: str) -> No
             f"{folder}: has {len(table.tokens)} tokens, the dataset was packed with {size}; name the tokenizer it was "
             "packed with"
         )
-    if common and table.tokens[common["id"]] != common["token"]:
+    number, token = (common.get("id"), common.get("token")) if isinstance(common, dict) else (None, None)
+    if isinstance(number, int) and 0 <= number < size and table.tokens[number] != token:
         raise InputError(
-            f"{folder}: token {common['id']} is {table.tokens[common['id']]!r}, in the dataset it is "
-            f"{common['token']!r}; name the tokenizer it was packed with"
+            f"{folder}: token {number} is {table.tokens[number]!r}, in the dataset it is {token!r}; name the tokenizer "
+            "it was packed with"
         )
 
 
@@ -144,9 +145,5 @@ def _show_token(
 
 
 def _document_starts(packed: PackedRows, numbers: Ints) -> Sequence[Sequence[bool]]:
-    from datasets import load_from_disk
-
-    dataset = load_from_disk(str(packed.path))
-    if "document_start" not in dataset.column_names:
-        return [[False] * packed.max_seq_length for _ in numbers]
-    return [dataset[number]["document_start"] for number in numbers.tolist()]
+    starts = open_table(packed.path).column("document_start")
+    return [starts[number].as_py() for number in numbers.tolist()]

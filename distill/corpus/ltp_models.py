@@ -7,14 +7,15 @@ to stdout, loads wrong weights without a word (strict=False), and imports torch 
 """
 
 import importlib.util
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.corpus.tokenizing import check_tokenizer_files
 from distill.errors import InputError
+from distill.json_file import read_json, read_object
 
 LICENCE = (
     "LTP is free for universities and for individual research, paid for companies; `jieba` and `words` work without it"
@@ -23,6 +24,9 @@ CALL_CHARS = 100_000  # LTP's perceptron holds the GIL while it works: about 0.1
 WEIGHTS = ("pytorch_model.bin", "model.safetensors")
 VOCABULARIES = ("vocab.txt", "tokenizer.json")
 TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# A config's `_ltp_target_` names what LTP imports and calls: these are parts of its models. ltp_neural.py looks closer.
+_TARGET = re.compile(r"ltp_core\.models\.(ltp_model|processor|components|utils)(\.\w+)+", re.ASCII)
+_CODE_KEYS = {"auto_map", "trust_remote_code", "quantization_config", "custom_generate"}
 LFS_POINTER = b"version https://git-lfs"
 
 Cut = Callable[[list[str]], list[list[str]]]
@@ -59,31 +63,33 @@ def inspect_folder(location: str) -> ModelFolder:
     config_file = path / "config.json"
     if not config_file.is_file():
         raise InputError(f"{path}: no config.json, so no LTP model; {remedy}")
-    try:
-        config = json.loads(config_file.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{config_file}: not JSON ({error}); download the model again") from error
-    if not isinstance(config, dict) or "nerual" not in config:  # LTP's own spelling
+    config = read_json(config_file)
+    if not isinstance(config, dict) or not isinstance(config.get("nerual"), bool):  # LTP's own spelling
         raise InputError(f"{config_file}: not an LTP config (no key 'nerual'); {remedy}")
     if config["nerual"]:
         return _inspect_neural(path, config)
     tasks = config.get("tasks")
     name = tasks.get("cws") if isinstance(tasks, dict) else None
-    if not isinstance(name, str):
-        raise InputError(f"{config_file}: names no word segmentation model (tasks.cws); {remedy}")
+    if not isinstance(name, str) or not name or "\0" in name or Path(name).name != name:
+        raise InputError(f"{config_file}: names no word segmentation model beside it (tasks.cws); {remedy}")
     return ModelFolder(path, False, config, (_require(path, name),))
 
 
 def _inspect_neural(path: Path, config: dict[str, Any]) -> ModelFolder:
     for target in targets(config.get("model")):
-        if not re.fullmatch(r"ltp_core\.models(\.\w+)+", target, re.ASCII):
+        if not _TARGET.fullmatch(target):
             raise InputError(f"{path / 'config.json'}: wants to run {target!r}, which is not LTP's; do not trust it")
-    if "model" not in config or "vocabs" not in config:
+    for key, value in settings_of(config.get("model")):
+        own_kernel = "attn_implementation" in key and isinstance(value, str) and value not in ("eager", "sdpa")
+        if value and (key in _CODE_KEYS or own_kernel):
+            raise InputError(f"{path / 'config.json'}: {key!r} names code to fetch or run; take out the key")
+    if not isinstance(config.get("model"), dict) or not isinstance(config.get("vocabs"), dict):
         raise InputError(f"{path / 'config.json'}: has no 'model' or no 'vocabs'; download the model again")
     weights = _require(path, *WEIGHTS)
     # Without a vocabulary transformers 5 builds a tokenizer of five tokens and every word comes out wrong.
     vocabulary = _require(path, *VOCABULARIES)
     extras = (path / name for name in (*VOCABULARIES, *TOKENIZER_EXTRAS))
+    check_tokenizer_files(path)
     present = [file for file in extras if file.is_file() and file != vocabulary]
     return ModelFolder(path, True, config, (path / "config.json", weights, vocabulary, *present))
 
@@ -102,11 +108,16 @@ def _require(folder: Path, *names: str) -> Path:
 
 
 def targets(config: Any) -> Iterator[str]:
+    """What a config has ltp import and call."""
+    return (str(value) for key, value in settings_of(config) if key == "_ltp_target_")
+
+
+def settings_of(config: Any) -> Iterator[tuple[str, Any]]:
+    """Key and value of all objects in a config."""
     if isinstance(config, dict):
-        for key, value in config.items():
-            if key == "_ltp_target_":
-                yield str(value)
-            yield from targets(value)
+        yield from config.items()
+    for value in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
+        yield from settings_of(value)
 
 
 def check_installed(*, neural: bool | None) -> None:
@@ -129,9 +140,10 @@ def download(hub_id: str) -> Path:
         folder = fetch("config.json")
         if not (folder / "config.json").is_file():
             raise InputError(f"ltp:{hub_id}: no config.json, so no LTP model; try ltp:LTP/small or ltp:LTP/legacy")
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = read_object(folder / "config.json", what="an LTP config")
         if config.get("nerual") is False:
-            return fetch("config.json", str(config.get("tasks", {}).get("cws")))
+            tasks = config.get("tasks")
+            return fetch("config.json", str(tasks.get("cws")) if isinstance(tasks, dict) else "")
         return fetch("config.json", *WEIGHTS[:1], *VOCABULARIES, *TOKENIZER_EXTRAS)
     except (OSError, ValueError, RuntimeError) as error:  # the hub's errors, and what its HTTP client raises
         if isinstance(error, InputError):

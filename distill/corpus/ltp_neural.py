@@ -71,11 +71,14 @@ def _with_lost_start(piece: str, words: list[str]) -> list[str]:
 
 def _build_neural(folder: ModelFolder) -> Any:
     from ltp.nerual import LTP
-    from transformers import AutoTokenizer
 
     for target in targets(folder.config["model"]):
         _check_target(folder.path, target)
-    model = LTP(config=folder.config)
+    try:
+        model = LTP(config=folder.config)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        raise InputError(f"{folder.path / 'config.json'}: no model that ltp can build ({reason})") from error
     state = _read_weights(folder.files[1])
     expected = model.model.state_dict().keys()
     # The key position_ids was saved by transformers before 4.31; heads other than cws are not used here.
@@ -87,7 +90,7 @@ def _build_neural(folder: ModelFolder) -> Any:
         model.model.load_state_dict({key: state[key] for key in expected & state.keys()}, strict=False)
     except RuntimeError as error:
         raise InputError(f"{folder.files[1]}: weights of other shapes than config.json says ({error})") from error
-    tokenizer = AutoTokenizer.from_pretrained(str(folder.path), config=model.model.backbone.config)
+    tokenizer = _load_tokenizer(folder.path, model.model.backbone.config)
     vocabulary, embeddings = len(tokenizer), model.model.backbone.config.vocab_size
     # Embeddings padded up to a multiple of 64 or 128 are usual; anything else is another model's vocabulary.
     if not 0 <= embeddings - vocabulary < min(128, embeddings / 10):
@@ -98,6 +101,17 @@ def _build_neural(folder: ModelFolder) -> Any:
         tokenizer.batch_encode_plus = tokenizer.__call__  # gone in transformers 5, still called by LTP 4.2.14
     model.tokenizer = tokenizer
     return model.eval()
+
+
+def _load_tokenizer(folder: Path, config: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        # Told nothing about code in the folder, transformers would ask at the terminal.
+        return AutoTokenizer.from_pretrained(str(folder), config=config, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # what its parser, written in Rust, raises has no other class
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        raise InputError(f"{folder}: its tokenizer files cannot be used ({reason}); download them again") from None
 
 
 def _check_target(path: Path, target: str) -> None:

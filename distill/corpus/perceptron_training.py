@@ -22,6 +22,7 @@ from distill.corpus.ltp_models import check_installed
 from distill.corpus.scoring import word_f1
 from distill.corpus.text import iter_lines
 from distill.errors import InputError
+from distill.json_file import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +85,8 @@ def check_arguments(output: Path, *, epochs: int, threshold: float, max_sentence
     config = output / "config.json"
     if config.is_file():
         try:
-            written = json.loads(config.read_text("utf-8"))
-        except ValueError:
+            written = read_json(config)
+        except InputError:
             written = None
         if not isinstance(written, dict) or written.get("nerual") is not False:
             raise InputError(f"{output}: holds another model (config.json); name another folder")

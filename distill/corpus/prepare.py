@@ -31,6 +31,7 @@ from distill.corpus.text import estimate_characters, expand_text, text_root
 from distill.corpus.text_names import skipping_bad, without_skip_bad
 from distill.corpus.tokenizing import load_tokenizer
 from distill.errors import InputError
+from distill.json_file import read_object
 from distill.recipe import Data, TrainSegmenter
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -45,21 +46,25 @@ def check_data(data: Data, *, where: str) -> None:
         InputError: see `expand_text`, `read_data_json` and `check_segmenter`.
     """
     try:
-        train, dev = list_files(data)
+        _check_data(data)
     except InputError as error:
         raise InputError(f"{where}, data: {error}") from None
+
+
+def _check_data(data: Data) -> None:
+    train, dev = list_files(data)
     if data.mask == "whole_word":
         missing = [text for text, reference in [*train, *(dev if isinstance(dev, list) else [])] if reference is None]
         if missing and data.segmenter is None:
             raise InputError(
-                f"{where}: {missing[0]} has no reference file and there is no 'segmenter' to make one; name a "
+                f"{missing[0]} has no reference file and there is no 'segmenter' to make one; name a "
                 f'segmenter, or set "mask": "token"'
             )
         if missing and isinstance(data.segmenter, str):
             # References made earlier are used without LTP.
             check_segmenter(add_dictionary(data.segmenter, data.dictionary), needs_ltp=False)
-        elif missing and isinstance(data.segmenter, TrainSegmenter) and not Path(data.segmenter.train).is_file():
-            raise InputError(f"{where}: segmenter: {data.segmenter.train}: no such file of segmented text")
+        elif missing and isinstance(data.segmenter, TrainSegmenter) and not os.path.isfile(data.segmenter.train):
+            raise InputError(f"segmenter: {data.segmenter.train}: no such file; name text split by spaces")
         elif missing and data.dictionary is not None:
             read_dictionary(Path(data.dictionary))
 
@@ -267,9 +272,13 @@ def prepare_references(
     with exclusive(output, report):
         manifest = output / "references.json"
         name = _references_hash(texts, root, segmenter, tokenizer)
-        made = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+        made = read_object(manifest, what="the record of references") if manifest.is_file() else {}
         work = output / f".{name}.work"
-        if made.get("hash") == name and all(path.exists() for path in references):
+        if (
+            made.get("hash") == name
+            and isinstance(made.get("counts"), dict)
+            and all(path.exists() for path in references)
+        ):
             shutil.rmtree(work, ignore_errors=True)
             report(f"{output}: up to date")
             return made["counts"]

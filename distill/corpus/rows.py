@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import InputError
+from distill.json_file import read_object
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,6 +25,8 @@ Bools = NDArray[np.bool_]
 # Rows in one Arrow record batch. 4 MB of input_ids at 512 tokens: little to hold while writing, few objects to open.
 _ROWS_PER_BATCH = 4096
 _DATA_FILE = "data-00000-of-00001.arrow"
+_LISTS = ("input_ids", "continuation", "document_start")
+_REMEDY = "remove the packed dataset, and it will be made again"
 
 
 class RowWriter:
@@ -100,15 +103,15 @@ class RowWriter:
 
 
 class PackedRows:
-    """One split of a packed dataset, memory-mapped. Cheap to send to another process, which opens the folder again."""
+    """One split of a packed dataset, memory-mapped. Cheap to send to another process, which opens the folder again.
+
+    Raises:
+        InputError: no such folder, or one whose rows are not all there as they were written.
+    """
 
     def __init__(self, path: Path | str) -> None:
-        from datasets import load_from_disk
-
         self.path = Path(path)
-        if not (self.path / "state.json").is_file():
-            raise InputError(f"{path}: not a packed dataset (no state.json); make it with 'distill pack'")
-        table = load_from_disk(str(self.path)).data.table
+        table = open_table(self.path)
         self.max_seq_length: int = table.schema.field("input_ids").type.list_size
         chunks = table.column("input_ids").chunks
         self._ends = np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64)
@@ -169,6 +172,36 @@ class PackedRows:
         if shifts.any():
             return np.take_along_axis(bits, shifts[:, None] + np.arange(self.max_seq_length), axis=1)
         return bits[:, : self.max_seq_length]
+
+
+def open_table(folder: Path) -> "pa.Table":
+    """The table of a split, which RowWriter wrote; read without `datasets`, which would follow what its JSON says."""
+    import pyarrow as pa
+
+    if not (folder / "state.json").is_file():
+        raise InputError(f"{folder}: not a packed dataset (no state.json); make it with 'distill pack'")
+    file = folder / _DATA_FILE
+    try:
+        table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+    except (OSError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise InputError(f"{file}: damaged or cut short ({reason}); {_REMEDY}") from None
+    lists = [table.schema.field(name).type if name in table.column_names else None for name in _LISTS]
+    kinds = [(getattr(kind, "list_size", 0), str(getattr(kind, "value_type", ""))) for kind in lists]
+    is_whole = "length" in table.column_names and table.schema.field("length").type == pa.int32()
+    if not is_whole or kinds[0][1] not in ("uint16", "int32") or {*kinds[1:]} != {(kinds[0][0], "bool")}:
+        raise InputError(f"{file}: holds other columns than {', '.join(_LISTS)} and length; {_REMEDY}")
+    written = _rows_written(folder)
+    if written is not None and written != len(table):
+        raise InputError(f"{file}: {len(table):,} of {written:,} rows are there; {_REMEDY}")
+    return table
+
+
+def _rows_written(folder: Path) -> int | None:
+    """How many rows the info.json beside the splits counts; None if there is none."""
+    info = folder.parent / "info.json"
+    split = read_object(info, what="what is packed").get(folder.name) if info.is_file() else None
+    return split.get("rows") if isinstance(split, dict) else None
 
 
 def _bit_buffer(flags: "pa.BooleanArray") -> tuple[NDArray[np.uint8], int]:

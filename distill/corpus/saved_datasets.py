@@ -3,10 +3,10 @@
 Both are Arrow files on disk, which formats.py reads without the library.
 """
 
-import json
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from distill.errors import InputError
+from distill.json_file import read_object
 
 HUB = "hf:"
 DEFAULT_SPLIT = "train"
@@ -24,16 +24,39 @@ def dataset_files(folder: Path) -> list[Path]:
         InputError: several splits, or an unreadable description.
     """
     description = folder / "dataset_dict.json"
-    try:
-        if description.is_file():
-            splits = json.loads(description.read_text("utf-8"))["splits"]
-            if len(splits) != 1:
-                raise InputError(f"{folder}: a dataset of several splits; name one: {folder / str(splits[0])}")
-            return dataset_files(folder / str(splits[0]))
-        description = folder / "state.json"
-        return [folder / str(file["filename"]) for file in json.loads(description.read_text("utf-8"))["_data_files"]]
-    except (OSError, KeyError, TypeError, IndexError, json.JSONDecodeError) as error:
-        raise InputError(f"{description}: not what `datasets` writes; save the dataset again") from error
+    if description.is_file():
+        splits = read_object(description, what="a dictionary of splits").get("splits")
+        if not isinstance(splits, list) or not splits or not all(map(_is_below, splits)):
+            raise _not_a_dataset(description)
+        if len(splits) != 1:
+            raise InputError(f"{folder}: a dataset of several splits; name one: {folder / splits[0]}")
+        folder = folder / splits[0]
+    description = folder / "state.json"
+    files = read_object(description, what="the state of a dataset").get("_data_files")
+    if not isinstance(files, list) or not all(
+        isinstance(file, dict) and _is_below(file.get("filename")) for file in files
+    ):
+        raise _not_a_dataset(description)
+    found = [folder / file["filename"] for file in files]
+    for file in found:
+        if not file.is_file():
+            raise InputError(f"{description}: lists {file.name}, which is not there; save the dataset again")
+    return found
+
+
+def _is_below(name: object) -> bool:
+    """Whether a name in a description stays in the described folder."""
+    return (
+        isinstance(name, str)
+        and bool(name)
+        and "\0" not in name
+        and not PurePath(name).is_absolute()
+        and ".." not in PurePath(name).parts
+    )
+
+
+def _not_a_dataset(description: Path) -> InputError:
+    return InputError(f"{description}: not what `datasets` writes; save the dataset again")
 
 
 def hub_files(name: str) -> list[Path]:

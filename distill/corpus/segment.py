@@ -10,6 +10,7 @@
 LTP folders and hub ids are in ltp_models.py, neural models in ltp_neural.py, training in perceptron_training.py.
 """
 
+import difflib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -138,10 +139,16 @@ def check_segmenter(spec: str, *, needs_ltp: bool = True) -> None:
         return
     location = spec.removeprefix("ltp:")
     if not spec.startswith("ltp:") or not location:
-        raise InputError(f"segmenter {spec!r}: unknown; use {KINDS}")
+        raise InputError(f"segmenter {spec!r}: unknown{_meant(spec)}; use {KINDS}")
     neural = None if ltp_models.is_hub_id(location) else ltp_models.inspect_folder(location).neural
     if needs_ltp:
         ltp_models.check_installed(neural=neural)
+
+
+def _meant(spec: str) -> str:
+    kind = spec.partition(":")[0]
+    close = difflib.get_close_matches(kind, ("ltp", "jieba", "words"), n=1, cutoff=0.5)
+    return f", did you mean '{close[0]}{spec.removeprefix(kind)}'" if close and close != [kind] else ""
 
 
 def resolve_segmenter(spec: str) -> str:

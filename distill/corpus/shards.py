@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 
 FORMAT = 1  # raise it when the same lines give another result, so that shards kept by an older version are not taken
-_LIST_OF_NUMBERS = re.compile(r"\s*\[\s*(?:\d+\s*(?:,\s*\d+\s*)*)?\]\s*", re.ASCII)
+# A JSON list of whole numbers that fit any array; JSON has no leading zeros.
+_NUMBER = r"(?:0|[1-9][0-9]{0,8})"
+_LIST_OF_NUMBERS = re.compile(rf"[ \t]*\[[ \t]*(?:{_NUMBER}[ \t]*(?:,[ \t]*{_NUMBER}[ \t]*)*)?\][ \t]*")
 
 
 @dataclass(frozen=True)
@@ -180,13 +182,11 @@ def parse_positions(path: Path | None, number: int, line: str) -> list[int]:
     Raises:
         InputError: not a JSON list of ascending positions from 1.
     """
-    try:
-        positions = json.loads(line)
-    except ValueError:
-        positions = None
-    if not (isinstance(positions, list) and all(type(p) is int for p in positions) and _ascends(positions)):
+    positions: list[int] | None = json.loads(line) if _LIST_OF_NUMBERS.fullmatch(line) else None
+    if positions is None or not _ascends(positions):
         raise InputError(
-            f"{path}: line {number}: found {line[:60]!r}, not a JSON list of ascending positions from 1 such as [2, 3]"
+            f"{path}: line {number}: found {line[:60]!r}, not a JSON list of ascending positions from 1 like [2, 3]; "
+            "make the reference again with `distill ref`"
         )
     return positions
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.corpus.masking import MaskVocabulary
-from distill.corpus.rows import PackedRows
+from distill.corpus.rows import PackedRows, open_table
 from distill.corpus.vocabulary import tokens_by_id
 from distill.errors import InputError
 
@@ -38,8 +38,8 @@ class Statistics:
     max_seq_length: int
     tokens: int
     """Of the text, without [CLS], [SEP] and padding; scaled up if not all rows were counted."""
-    documents: int | None
-    """Document starts in the rows; None for a dataset that does not mark them."""
+    documents: int
+    """Document starts in the rows."""
     fill_rate: float
     unknown_share: float
     scripts: dict[str, float]
@@ -89,14 +89,11 @@ def script_of(text: str) -> str:
     return "punctuation" if category[0] in "PS" else "other"
 
 
-def _count_documents(packed: PackedRows) -> int | None:
+def _count_documents(packed: PackedRows) -> int:
     import pyarrow.compute as pc
-    from datasets import load_from_disk
 
-    table = load_from_disk(str(packed.path)).data.table
-    if "document_start" not in table.column_names:
-        return None
-    return sum(int(pc.sum(chunk.flatten()).as_py() or 0) for chunk in table.column("document_start").chunks)
+    chunks = open_table(packed.path).column("document_start").chunks
+    return sum(int(pc.sum(chunk.flatten()).as_py() or 0) for chunk in chunks)
 
 
 def count_statistics(packed: PackedRows, table: TokenTable, tokenizer_name: str) -> Statistics:
@@ -112,7 +109,7 @@ def count_statistics(packed: PackedRows, table: TokenTable, tokenizer_name: str)
     filled = num_words = 0
     for start in range(0, len(numbers), _BLOCK_ROWS):
         input_ids, continuation, length = packed.rows(numbers[start : start + _BLOCK_ROWS])
-        if input_ids.max() >= len(counts):
+        if not 0 <= input_ids.min() <= input_ids.max() < len(counts):
             raise InputError(
                 f"{tokenizer_name}: has {len(counts)} tokens, the dataset holds token {input_ids.max()}; name the "
                 "tokenizer it was packed with"
@@ -151,11 +148,10 @@ def _summarise(
 def figures(statistics: Statistics) -> list[tuple[str, str]]:
     """The statistics as (name, value) for a table, without scripts and frequent tokens."""
     counted = statistics.counted_rows
-    documents = "not marked" if statistics.documents is None else f"{statistics.documents:,}"
     rows = [
         ("rows", f"{statistics.rows:,} of {statistics.max_seq_length} tokens"),
         ("tokens", f"{statistics.tokens:,}"),
-        ("documents", documents),
+        ("documents", f"{statistics.documents:,}"),
         ("fill rate", f"{statistics.fill_rate:.2%}"),
         ("[UNK]", f"{statistics.unknown_share:.3%} of the tokens"),
         ("words a row", f"{statistics.words_per_row:,.1f}"),

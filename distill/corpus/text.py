@@ -12,10 +12,11 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from distill.corpus.formats import (
+    MOST_LINE_CHARS,
     BadRecord,
     estimate_bytes,
     iter_records,
@@ -58,15 +59,28 @@ def expand_text(patterns: Sequence[str | Path], *, skip_bad: bool = False) -> li
                 "pattern"
             )
         for file in files:
+            _check_name(file)
             found.setdefault(os.path.abspath(file), skipping_bad(file) if skip_bad else file)
     if not found:
         raise InputError("no text given; name files, folders with *.txt below them, or glob patterns")
     if all(text_file(file).stat().st_size == 0 for file in found.values()):
-        raise InputError(f"empty corpus: {len(found)} file(s), all of 0 bytes, such as {next(iter(found.values()))}")
+        raise InputError(
+            f"empty corpus: {len(found)} file(s), all of 0 bytes, such as {next(iter(found.values()))}; put text "
+            "there, one passage a line"
+        )
     return list(found.values())
 
 
+def _check_name(file: Path) -> None:
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{file}: the name of this file is not UTF-8; rename it") from None
+
+
 def _files_of(pattern: str) -> list[Path]:
+    if not pattern.strip():
+        raise InputError("a text has an empty name; give a file, a folder or a glob pattern")
     name = TextName.parse(os.path.expanduser(pattern))
     pattern = str(name.file)
     if pattern.startswith(HUB):
@@ -156,7 +170,7 @@ def iter_lines(path: Path) -> Iterator[str]:
 def _all_lines(file: Path) -> Iterator[str]:
     try:
         with _open_lines(file) as lines:
-            for line in lines:
+            for line in _bounded(file, lines):
                 yield line.removesuffix("\n")
     except UnicodeDecodeError as error:
         number, byte = _first_undecodable_line(file)
@@ -170,9 +184,17 @@ def _open_lines(file: Path, errors: str = "strict") -> io.TextIOWrapper:
     return io.TextIOWrapper(open_bytes(file), encoding="utf-8-sig", errors=errors, newline=None)
 
 
+def _bounded(file: Path, lines: io.TextIOWrapper) -> Iterator[str]:
+    """The lines with their ends; a file that unpacks to a line without end must not take all memory."""
+    for number, line in enumerate(iter(partial(lines.readline, MOST_LINE_CHARS + 1), ""), start=1):
+        if len(line) > MOST_LINE_CHARS:
+            raise InputError(f"{file}: line {number}: over {MOST_LINE_CHARS:,} characters; a passage a line is wanted")
+        yield line
+
+
 def _first_undecodable_line(file: Path) -> tuple[int, int]:
     with _open_lines(file, "surrogateescape") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(_bounded(file, lines), start=1):
             if wrong := _NOT_UTF8.search(line):
                 return number, ord(wrong[0]) - 0xDC00
     raise AssertionError(f"{file} changed while it was read")
@@ -181,7 +203,7 @@ def _first_undecodable_line(file: Path) -> tuple[int, int]:
 def _usable_lines(file: Path) -> Iterator[str]:
     number = skipped = first = 0
     with _open_lines(file, "surrogateescape") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(_bounded(file, lines), start=1):
             if _NOT_UTF8.search(line):
                 skipped += 1
                 first = first or number

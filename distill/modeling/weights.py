@@ -6,7 +6,6 @@ a pooler or a classifier, in whatever precision.
 
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,7 +20,8 @@ from distill.corpus.tokenizing import load_tokenizer
 from distill.corpus.vocabulary import tokens_by_id, write_tokenizer
 from distill.errors import InputError
 from distill.json_file import read_json
-from distill.modeling.models import WEIGHT_FILES, load_config
+from distill.modeling.config import load_config
+from distill.modeling.weight_files import UNREADABLE, list_weight_files, load_pickle, unreadable
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer
@@ -71,15 +70,9 @@ def read_model(folder: Path) -> ModelFiles:
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a model folder; a decoder equal to the word embeddings is left out, since it is tied to them."""
-    file = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
-    if file is None:
-        raise InputError(f"{folder}: no weights; expected {WEIGHT_FILES[0]} or {WEIGHT_FILES[1]}")
-    shards = [file]
-    if file.suffix == ".json":
-        shards = [folder / name for name in sorted(set(read_json(file).get("weight_map", {}).values()))]
     weights: dict[str, Tensor] = {}
-    for shard in shards:
-        weights |= _read_shard(shard)
+    for file in list_weight_files(folder):
+        weights |= _read_file(file)
     table = next((tensor for name, tensor in weights.items() if name.endswith(EMBEDDINGS)), None)
     for name in [name for name in weights if name.endswith(DECODER)]:
         if table is not None and torch.equal(weights[name], table):
@@ -87,15 +80,13 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _read_shard(file: Path) -> dict[str, Tensor]:
+def _read_file(file: Path) -> dict[str, Tensor]:
+    if file.suffix != ".safetensors":
+        return load_pickle(file)
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(f"{file}: cannot be read as weights ({reason})") from None
-    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
+        return load_file(file)
+    except UNREADABLE as error:
+        raise unreadable(file, error) from None
 
 
 def write_model(

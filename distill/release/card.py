@@ -1,5 +1,6 @@
 """The README.md of a model folder: what the model is and how to load it."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,9 @@ def model_card(name: str, stage: Mapping[str, Any], recipe: Mapping[str, Any]) -
     """Markdown with Hub metadata for the student `name` of a resolved stage of a resolved recipe."""
     student = stage["students"][name]
     teacher = stage["teacher"]
-    origin = f"distilled from `{teacher}`" if teacher else "pre-trained by masked-language modelling, without a teacher"
+    origin = (
+        f"distilled from {_code(teacher)}" if teacher else "pre-trained by masked-language modelling, without a teacher"
+    )
     length = f"{stage['steps']:,} steps" if stage["steps"] else f"{stage['epochs']:g} epochs"
     rows = [
         ("stage", stage["name"]),
@@ -20,7 +23,8 @@ def model_card(name: str, stage: Mapping[str, Any], recipe: Mapping[str, Any]) -
     if teacher:
         matches = student["matches"]
         named = (
-            ", ".join(m if isinstance(m, str) else "a match given as object" for m in matches) or "none (logits only)"
+            ", ".join(_code(m) if isinstance(m, str) else "a match given as object" for m in matches)
+            or "none (logits only)"
         )
         if student["method"]:
             rows.append(("method", student["method"]))
@@ -50,6 +54,13 @@ model = BertForMaskedLM.from_pretrained("{name}")
 pipeline("fill-mask", model=model, tokenizer=tokenizer)
 ```
 """
+
+
+def _code(text: str) -> str:
+    """A name or path as Markdown shows it: nothing in it ends the code span, the table's cell or the line."""
+    line = "".join(c if c.isprintable() else " " for c in text).replace("|", "\\|")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    return f"{fence} {line} {fence}" if "`" in line else f"`{line}`"
 
 
 def _describe_masking(data: Mapping[str, Any]) -> str:

@@ -1,12 +1,12 @@
 """The table at the end of a run, read from the files that the stages left."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill.json_file import read_json, read_object
+from distill.modeling.config import load_config
 from distill.modeling.counting import count_parameters
-from distill.modeling.models import load_config
 from distill.training.metrics import read_metrics
 
 
@@ -55,7 +55,7 @@ def _most_common_share(note: Path) -> float | None:
     """What always guessing the commonest token of the training rows would get right on dev."""
     if not note.exists():
         return None
-    info = json.loads((Path(json.loads(note.read_text(encoding="utf-8"))["path"]) / "info.json").read_text("utf-8"))
+    info = read_object(Path(read_json(note)["path"]) / "info.json", what="what is packed")
     share = info.get("most_common_token", {}).get("dev_share")
     return float(share) if share is not None else None
 

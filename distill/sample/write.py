@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from distill.errors import InputError
+from distill.json_file import read_object
 from distill.sample.documents import Document, Writer
 from distill.sample.skeletons import Topic, load_common, load_lists, load_topics
 from distill.sample.tasks import write_tasks
@@ -39,7 +40,7 @@ def write_sample_world(output: Path, *, seed: int = 0) -> dict[str, int]:
     output = Path(output)
     manifest = output / "manifest.json"
     if manifest.exists():
-        found = json.loads(manifest.read_text(encoding="utf-8"))
+        found = read_object(manifest, what="the manifest of a sample world")
         if (found.get("version"), found.get("seed")) == (SAMPLE_VERSION, seed):
             return found["counts"]
         raise InputError(

@@ -17,7 +17,8 @@ from distill.corpus.order import locate_samples, sample_key
 from distill.corpus.packing import PackedRows
 from distill.corpus.schedule import scheduled_probability
 from distill.modeling.initialise import copy_layers
-from distill.modeling.models import build_model, has_head, load_config, load_masked_lm, load_tokenizer, save_model
+from distill.modeling.models import build_model, load_config, load_masked_lm, load_tokenizer, save_model
+from distill.modeling.weight_files import has_head
 from distill.recipe import MaskSchedule, Stage, Student
 from distill.training.bookkeeping import Bookkeeper
 from distill.training.checkpoint import (
