@@ -35,7 +35,6 @@ class Bookkeeper:
         steps: int,
         first_step: int,
         runs: list[StudentRun],
-        teacher: TeacherPass | None,
         dev: list[MicroBatch] | None,
         processes: Processes,
         status: StatusFile,
@@ -46,10 +45,9 @@ class Bookkeeper:
         Args:
             folder: the stage's.
             first_step: steps that were done before this run.
-            teacher: None if there is none, or its prediction head is missing, so that it cannot be measured.
         """
         self.stage, self.folder, self.steps, self.first_step = stage, folder, steps, first_step
-        self.runs, self.teacher, self.dev = runs, teacher, dev
+        self.runs, self.dev = runs, dev
         self.processes, self.status, self.stop, self.whole_step = processes, status, stop, whole_step
         self.save_every, self.eval_every = stage.save_every or -(-steps // 10), stage.eval_every or -(-steps // 10)
         names = [run.name for run in runs] + ([TEACHER] if first_step == 0 else [])
@@ -58,10 +56,18 @@ class Bookkeeper:
         self.saved_step = first_step or -1
         self.shown: dict[str, float] = {}
 
+    def measure_teacher(self, teacher: TeacherPass, dev: list[MicroBatch] | None, processes: Processes) -> None:
+        """Measures the teacher before the first step, as the mark to reach.
+
+        Args:
+            dev: the part of the dev batches that this process measures, among `processes`.
+        """
+        if dev is not None and self.first_step == 0:
+            values = evaluate_masked_lm(teacher.model, dev, processes, teacher.autocast, self.stop)
+            self._write_dev(TEACHER, StepReport(0, 0, None), values)
+
     def before(self, report: StepReport) -> None:
-        """Measures the teacher once, as the mark to reach, and what a stop kept from being measured."""
-        if self.teacher and self.first_step == 0:
-            self._evaluate(self.teacher.model, TEACHER, report)
+        """Measures what a stop kept from being measured."""
         if self.first_step and self._is_dev_step(self.first_step):
             for run in self.runs:
                 missing = self.log is not None and not self.log.has_dev(self.first_step, run.name)
@@ -193,7 +199,9 @@ class Bookkeeper:
         if self.dev is None:
             return
         autocast = self.runs[0].objective.autocast
-        values = evaluate_masked_lm(model, self.dev, self.processes, autocast, self.stop)
+        self._write_dev(name, report, evaluate_masked_lm(model, self.dev, self.processes, autocast, self.stop))
+
+    def _write_dev(self, name: str, report: StepReport, values: Mapping[str, float] | None) -> None:
         if values is None:
             raise StageStopped(self.stop.signum or 15, report.step)
         self._write("dev", name, report, values)
