@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from distill.cli_segmenter import SEGMENTER_HELP, Dictionary, SkipBad, add_segmenter_commands
+from distill.cli_tasks import add_task_commands
 from distill.cli_vocabulary import vocab_app
 from distill.errors import InputError
 
@@ -21,6 +22,7 @@ segmenter_app = typer.Typer(help="Word segmenters.", context_settings=SETTINGS)
 add_segmenter_commands(segmenter_app)
 app.add_typer(segmenter_app, name="segmenter")
 app.add_typer(vocab_app, name="vocab")
+add_task_commands(app)
 
 TEXT_HELP = (
     "text files (also .gz, .xz, .zst, .jsonl, .parquet), folders, glob patterns, folders of `datasets`, hf:OWNER/NAME; "

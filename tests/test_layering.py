@@ -21,6 +21,7 @@ ORDER = [
 TOP = {
     "cli",
     "cli_segmenter",
+    "cli_tasks",
     "cli_vocabulary",
     "pipeline",
     "planning",

@@ -184,7 +184,7 @@ def load_masked_lm(folder: str | Path, *, need_head: bool = True, attention: str
     if not has_weights(folder):
         raise InputError(f"{folder}: no weights; expected {WEIGHT_FILES[0]} or {WEIGHT_FILES[1]}")
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             loaded: Any = BertForMaskedLM.from_pretrained(
                 folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True,
                 attn_implementation=attention, weights_only=True,
@@ -205,7 +205,7 @@ def load_masked_lm(folder: str | Path, *, need_head: bool = True, attention: str
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars and reports of transformers; what matters in them we say ourselves."""
     verbosity, progress_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -256,7 +256,7 @@ def save_model(model: BertForMaskedLM, folder: Path, *, tokenizer: Path, card: s
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    with warnings.catch_warnings(), _quiet_transformers():
+    with warnings.catch_warnings(), quiet_transformers():
         warnings.simplefilter("ignore")
         model.save_pretrained(partial)
     for name in TOKENIZER_FILES:
