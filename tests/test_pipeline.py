@@ -143,7 +143,7 @@ def test_a_run_of_two_processes_ends_like_one_and_prints_one_line_when_wrong(pro
     project.write("teacher/config.json", {**config, "num_hidden_layers": 5})
     assert run("train", "recipe.json") == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: teacher: 16 weights are missing") and err.count("\n") == 1
+    assert err.startswith("error: stage 'one', teacher") and "16 weights are missing" in err and err.count("\n") == 1
     project.write("teacher/config.json", config)
     assert run("train", "recipe.json") == 0
     assert (project.root / "out/models/small/model.safetensors").is_file()
