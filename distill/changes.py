@@ -20,9 +20,13 @@ from distill.planning import PlannedModel, StagePlan
 from distill.recipe import OPERATIONAL_FIELDS, Recipe
 from distill.recipe_file import resolve_recipe
 from distill.training.checkpoint import checkpoint_step, list_checkpoints, newest_checkpoint
+from distill.training.plugins import loaded_plugins
 
 _NESTED = ("data", "students")
 """Fields of a stage that have fields of their own."""
+
+_WRITTEN_OUT = "method"
+"""A field of students whose meaning stands in other fields."""
 
 _NO_SHAPE = ("_name_or_path", "architectures", "dtype", "transformers_version")
 """Entries of a config that say nothing about the model."""
@@ -130,7 +134,7 @@ def _recipe_differences(old: Mapping[str, Any], new: Mapping[str, Any] | None) -
             lines.append(f"{where}, student '{student}' is missing now")
             continue
         found += [(f"student '{student}', {field} ", value, new["students"][student][field])
-                  for field, value in fields.items()]  # fmt: skip
+                  for field, value in fields.items() if field != _WRITTEN_OUT]  # fmt: skip
     return [f"{where}, {place}was {short(a)} and is now {short(b)}" for place, a, b in found if a != b] + lines
 
 
@@ -151,6 +155,7 @@ def _inputs(plan: StagePlan, output: Path) -> dict[str, Any]:
         config = model.config.to_dict()
         found |= {f"student '{name}', config {key}": value for key, value in config.items() if key not in _NO_SHAPE}
         found[f"student '{name}', matches"] = plan.matches[name]
+    found |= {f"plugin {name}": content for name, content in loaded_plugins().items()}
     for name, model in plan.inits.items():
         found |= _hash_model(f"student '{name}', init", model)
     return json.loads(json.dumps(found))
@@ -171,7 +176,7 @@ def _input_differences(stage: str, old: Mapping[str, Any], new: Mapping[str, Any
     lines = []
     for place in sorted(old.keys() & new.keys()):
         if old[place] != new[place]:
-            is_content = place == "data" or place.endswith((".json", ".safetensors", ".bin"))
+            is_content = place == "data" or place.endswith((".json", ".safetensors", ".bin", ".py"))
             told = (
                 "contains something else now"
                 if is_content

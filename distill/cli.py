@@ -3,12 +3,24 @@
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from distill.cli_compare import add_compare_command
+from distill.cli_fields import (
+    RECIPE_COMMAND,
+    AllowChanges,
+    DryRun,
+    MaxRestarts,
+    Plugin,
+    RecipeFile,
+    Settings,
+    check_recipe_first,
+    parse_fields,
+)
 from distill.cli_segmenter import SEGMENTER_HELP, Dictionary, SkipBad, add_segmenter_commands
 from distill.cli_vocabulary import vocab_app
 from distill.errors import InputError
@@ -115,24 +127,19 @@ def pack(
     typer.echo(str(packed))
 
 
-@app.command(context_settings={**SETTINGS, "allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=RECIPE_COMMAND)
 def train(
     context: typer.Context,
-    recipe: Annotated[Path, typer.Argument(help="recipe JSON; see jsons/recipes")],
+    recipe: RecipeFile,
     stage: Annotated[str | None, typer.Option(help="only this stage")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print the plan, train nothing")] = False,
+    dry_run: DryRun = False,
     show_recipe: Annotated[
         bool, typer.Option("--show-recipe", help="print the recipe with every value filled in; looks at no other file")
     ] = False,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="one place: stages.NAME.students.NAME.field=value; repeatable")
-    ] = None,
-    allow_changes: Annotated[
-        bool, typer.Option("--allow-changes", help="go on with a stage that has begun though recipe or files changed")
-    ] = False,
-    max_restarts: Annotated[
-        int, typer.Option(min=0, help="times a stage whose processes died goes on by itself from its last checkpoint")
-    ] = 0,
+    settings: Settings = None,
+    allow_changes: AllowChanges = False,
+    max_restarts: MaxRestarts = 0,
+    plugin: Plugin = None,
 ) -> None:
     """Train the stages of a recipe, or go on where they stopped.
 
@@ -141,20 +148,22 @@ def train(
     """
     from distill.recipe_file import load_recipe
 
-    if str(recipe).startswith("-"):
-        raise InputError(f"command line: the recipe comes first, then --field value; found '{recipe}' in its place")
+    check_recipe_first(recipe)
     loaded = load_recipe(recipe, parse_fields(context.args), settings or [])
     if stage is not None:
         loaded.stage(stage, where=str(recipe))  # an unknown name is said before torch is imported
     if show_recipe:
         typer.echo(loaded.model_dump_json(indent=1))
         return
-    run_loaded_recipe(loaded, stage, dry_run, allow_changes=allow_changes, max_restarts=max_restarts)
+    run_loaded_recipe(
+        loaded, stage, dry_run, allow_changes=allow_changes, max_restarts=max_restarts, plugins=plugin or []
+    )
 
 
 def run_loaded_recipe(
-    recipe: Any, stage: str | None, dry_run: bool, *, allow_changes: bool = False, max_restarts: int = 0
-) -> None:
+    recipe: Any, stage: str | None, dry_run: bool, *, allow_changes: bool = False, max_restarts: int = 0,
+    plugins: Sequence[Path] = (),
+) -> None:  # fmt: skip
     """Runs a checked recipe as worker or as parent."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from distill.launch import Cluster, is_worker
@@ -165,37 +174,26 @@ def run_loaded_recipe(
         from distill.training.signals import StopRequest
 
         stop = StopRequest()  # before torch, which takes seconds to import
+        from distill.training.plugins import load_plugins
         from distill.worker import run_worker
 
+        load_plugins(plugins)
         raise typer.Exit(run_worker(recipe, stage, stop, allow_changes=allow_changes))
     from distill.pipeline import describe_plan, run_recipe
+    from distill.training.plugins import load_plugins
 
+    load_plugins(plugins)
     cluster = Cluster.from_environment()
     if dry_run:
         typer.echo(describe_plan(recipe, cluster, only_stage=stage, allow_changes=allow_changes))
         return
     run_recipe(
         recipe, cluster=cluster, only_stage=stage, show=typer.echo, allow_changes=allow_changes,
-        max_restarts=max_restarts,
+        max_restarts=max_restarts, plugins=plugins,
     )  # fmt: skip
 
 
-def parse_fields(arguments: list[str]) -> dict[str, Any]:
-    """`--learning-rate 1e-4 --steps=100` as {"learning_rate": 1e-4, "steps": 100}."""
-    from distill.recipe_file import parse_value
-
-    fields: dict[str, Any] = {}
-    rest = list(arguments)
-    while rest:
-        name, equals, value = rest.pop(0).partition("=")
-        if not name.startswith("--"):
-            raise InputError(f"command line: '{name}' is not an option; fields are given as --field value")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise InputError(f"command line: {name} has no value; fields are given as --field value")
-            value = rest.pop(0)
-        fields[name[2:].replace("-", "_")] = parse_value(value)
-    return fields
+add_compare_command(app)
 
 
 @app.command()

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,19 +99,21 @@ def is_worker() -> bool:
 
 def run_stage_processes(
     recipe_file: Path, stage: str, *, cluster: Cluster, status_file: Path, log_file: Path, show: Callable[[str], None],
-    lock: int | None = None, max_restarts: int = 0,
+    lock: int | None = None, max_restarts: int = 0, plugins: Sequence[Path] = (),
 ) -> None:  # fmt: skip
     """Runs `distill train RECIPE --stage NAME` in all processes of this node until it has finished.
 
     Args:
         lock: descriptor of the run's lock, which the processes hold, too.
         max_restarts: times to start again after processes died; several processes are started again by torchrun.
+        plugins: files of a user's losses, which every process imports.
     Raises:
         InputError: the user's input was wrong.
         Interrupted: after SIGINT or SIGTERM.
         StageFailed: anything else.
     """
     own = [sys.executable, "-m", "distill", "train", str(recipe_file), "--stage", stage]
+    own += [argument for plugin in plugins for argument in ("--plugin", str(plugin))]
     command = own if cluster.world_size == 1 else [*_torchrun(cluster, max_restarts), *own[1:]]
     restarts = 0
     while True:

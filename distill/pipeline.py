@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -25,28 +25,50 @@ from distill.planning import StagePlan, plan_recipe
 from distill.recipe import Recipe, Stage
 from distill.release.results import collect_results, format_results
 from distill.training.checkpoint import checkpoint_students, clear_other_checkpoints
+from distill.training.plugins import load_plugins
 
 WAIT_SECONDS = 1.0
 
 
 def run_recipe(
     recipe: Recipe, *, cluster: Cluster, only_stage: str | None, show: Callable[[str], None],
-    allow_changes: bool = False, max_restarts: int = 0,
+    allow_changes: bool = False, max_restarts: int = 0, plugins: Sequence[Path] = (),
 ) -> None:  # fmt: skip
     """Runs all stages that are not finished, or one of them, and prints the table of results.
+
+    Args: see `train_stages`.
+    Raises:
+        InputError, launch.Interrupted, launch.StageFailed.
+    """
+    train_stages(recipe, cluster=cluster, only_stage=only_stage, show=show, allow_changes=allow_changes,
+                 max_restarts=max_restarts, plugins=plugins)  # fmt: skip
+    if cluster.node_rank == 0:
+        output = Path(recipe.output_dir)
+        results = collect_results(output, recipe.model_dump())
+        write_json(output / "report" / "results.json", results)
+        show(format_results(results))
+
+
+def train_stages(
+    recipe: Recipe, *, cluster: Cluster, only_stage: str | None, show: Callable[[str], None],
+    allow_changes: bool = False, max_restarts: int = 0, plugins: Sequence[Path] = (),
+) -> None:  # fmt: skip
+    """Trains what is missing of all stages, or of one of them.
 
     Args:
         allow_changes: go on with stages that have begun though the recipe or its files have changed.
         max_restarts: times that a stage whose processes died is started again by itself.
+        plugins: files of a user's losses.
     Raises:
         InputError, launch.Interrupted, launch.StageFailed.
     """
+    load_plugins(plugins)
     output = Path(recipe.output_dir)
     stages = [recipe.stage(only_stage)] if only_stage else recipe.stages
     plans = plan_checked(recipe, stages, allow_changes=allow_changes)
     _check_made_before(stages, plans, only_stage)
     with only_run(output, show) if cluster.node_rank == 0 else nullcontext() as lock:
-        _run_stages(recipe, stages, plans, cluster, show, lock=lock, max_restarts=max_restarts)
+        _run_stages(recipe, stages, plans, cluster, show, lock=lock, max_restarts=max_restarts, plugins=plugins)
 
 
 def plan_checked(recipe: Recipe, stages: list[Stage], *, allow_changes: bool = False) -> dict[str, StagePlan]:
@@ -72,9 +94,9 @@ def unfinished_plans(stages: list[Stage], plans: Mapping[str, StagePlan]) -> dic
 
 def _run_stages(
     recipe: Recipe, stages: list[Stage], plans: Mapping[str, StagePlan], cluster: Cluster,
-    show: Callable[[str], None], *, lock: int | None, max_restarts: int,
+    show: Callable[[str], None], *, lock: int | None, max_restarts: int, plugins: Sequence[Path],
 ) -> None:  # fmt: skip
-    """What `run_recipe` does when all is checked and nobody else is at work."""
+    """What `train_stages` does when all is checked and nobody else is at work."""
     output = Path(recipe.output_dir)
     recipe_file = output / "recipe.json"
     if cluster.node_rank == 0:
@@ -95,12 +117,8 @@ def _run_stages(
             run_stage_processes(recipe_file, stage.name, cluster=cluster,
                                 status_file=status_path(output, stage, cluster.node_rank),
                                 log_file=folder / "log.txt", show=show, lock=lock,
-                                max_restarts=max_restarts)  # fmt: skip
+                                max_restarts=max_restarts, plugins=plugins)  # fmt: skip
             show(f"{stage.name}: finished {', '.join(students)} in {_duration(time.monotonic() - start)}")
-    if cluster.node_rank == 0:
-        results = collect_results(output, recipe.model_dump())
-        write_json(output / "report" / "results.json", results)
-        show(format_results(results))
 
 
 def status_path(output: Path, stage: Stage, node_rank: int) -> Path:

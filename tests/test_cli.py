@@ -13,6 +13,7 @@ from fixtures_cli import ROOT, SENTENCES, VOCAB, complaint, nothing_written, run
 pytest_plugins = ["fixtures_cli"]
 
 COMMANDS = [[], ["ref"], ["pack"], ["train"], ["models"], ["sample"], ["segmenter"], ["segmenter", "train"]]
+COMMANDS += [["compare"]]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command) or "distill")
@@ -22,7 +23,7 @@ def test_every_command_has_help(command, capsys):
     assert out.startswith(f"Usage: {' '.join(['distill', *command])}")
 
 
-@pytest.mark.parametrize("command", [["ref"], ["pack"], ["train"], ["segmenter", "train"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["ref"], ["pack"], ["train"], ["compare"], ["segmenter", "train"]], ids=" ".join)
 def test_every_option_is_explained(command, capsys):
     run(*command, "--help")
     out = capsys.readouterr().out

@@ -22,8 +22,11 @@ ORDER = [
 TOP = {
     "changes",
     "cli",
+    "cli_compare",
+    "cli_fields",
     "cli_segmenter",
     "cli_vocabulary",
+    "compare",
     "pipeline",
     "planning",
     "interruption",

@@ -74,13 +74,20 @@ def format_results(results: Mapping[str, Any]) -> str:
         ]
         for model in results["models"]
     ]
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-             for row in [head, ["-" * width for width in widths], *rows]]  # fmt: skip
+    lines = format_table(head, rows)
     shares = {share for share in results["most_common_share"].values() if share is not None}
     if shares:
         lines.append("always guessing the commonest token: " + ", ".join(f"{share:.2%}" for share in sorted(shares)))
     return "\n".join(lines)
+
+
+def format_table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table whose columns are aligned as text."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    return [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in [head, ["-" * width for width in widths], *rows]
+    ]
 
 
 def _show(value: float | None, spec: str) -> str:
