@@ -29,6 +29,7 @@ setup(
         "rich>=14",
         "tqdm>=4.66",
         "numpy>=2",
+        "pyarrow>=21",
         "safetensors>=0.6",
         "huggingface_hub>=1",
         "scikit-learn>=1.5",

@@ -149,6 +149,8 @@ def _json_field(line: bytes, field: str) -> object:
         return BadRecord(f"not JSON ({error.msg} at character {error.pos + 1})")
     except RecursionError:
         return BadRecord("JSON nested too deep")
+    except ValueError:  # Python reads no number of over 4,300 digits
+        return BadRecord("a number with too many digits")
     if not isinstance(record, dict):
         return BadRecord(f"a JSON {type(record).__name__}, not an object with a field {field!r}")
     if field not in record:

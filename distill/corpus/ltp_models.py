@@ -7,6 +7,7 @@ to stdout, loads wrong weights without a word (strict=False), and imports torch 
 """
 
 import importlib.util
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def _inspect_neural(path: Path, config: dict[str, Any]) -> ModelFolder:
 
 
 def _require(folder: Path, *names: str) -> Path:
-    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    file = next((folder / name for name in names if os.path.isfile(folder / name)), None)
     if file is None:
         raise InputError(f"{folder}: {' or '.join(names)} is missing; download the model's files again")
     with open(file, "rb") as content:

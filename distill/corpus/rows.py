@@ -191,6 +191,12 @@ def open_table(folder: Path) -> "pa.Table":
     is_whole = "length" in table.column_names and table.schema.field("length").type == pa.int32()
     if not is_whole or kinds[0][1] not in ("uint16", "int32") or {*kinds[1:]} != {(kinds[0][0], "bool")}:
         raise InputError(f"{file}: holds other columns than {', '.join(_LISTS)} and length; {_REMEDY}")
+    if any(
+        part.null_count for name in _LISTS for chunk in table.column(name).chunks for part in (chunk, chunk.flatten())
+    ):
+        raise InputError(f"{file}: damaged, values are missing in it; {_REMEDY}")
+    if table.column("length").null_count:
+        raise InputError(f"{file}: damaged, values are missing in it; {_REMEDY}")
     written = _rows_written(folder)
     if written is not None and written != len(table):
         raise InputError(f"{file}: {len(table):,} of {written:,} rows are there; {_REMEDY}")

@@ -3,6 +3,7 @@
 Both are Arrow files on disk, which formats.py reads without the library.
 """
 
+import os
 from pathlib import Path, PurePath
 
 from distill.errors import InputError
@@ -39,7 +40,7 @@ def dataset_files(folder: Path) -> list[Path]:
         raise _not_a_dataset(description)
     found = [folder / file["filename"] for file in files]
     for file in found:
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise InputError(f"{description}: lists {file.name}, which is not there; save the dataset again")
     return found
 

@@ -187,7 +187,7 @@ def _open_lines(file: Path, errors: str = "strict") -> io.TextIOWrapper:
 def _bounded(file: Path, lines: io.TextIOWrapper) -> Iterator[str]:
     """The lines with their ends; a file that unpacks to a line without end must not take all memory."""
     for number, line in enumerate(iter(partial(lines.readline, MOST_LINE_CHARS + 1), ""), start=1):
-        if len(line) > MOST_LINE_CHARS:
+        if len(line) > MOST_LINE_CHARS + line.endswith("\n"):
             raise InputError(f"{file}: line {number}: over {MOST_LINE_CHARS:,} characters; a passage a line is wanted")
         yield line
 

@@ -83,7 +83,9 @@ def _read_wordpiece(file: Path) -> set[str]:
     contents = [token.get("content") if isinstance(token, dict) else None for token in added or []]
     if not isinstance(added, (list, type(None))) or not all(isinstance(content, str) for content in contents):
         raise InputError(f"{file}: 'added_tokens' is no list of tokens with their 'content'; download it again")
-    return {*vocabulary, *map(str, contents)}
+    return {*vocabulary, *map(str, contents)} - (
+        {"[UNK]"} - vocabulary.keys()
+    )  # WordPiece itself must be able to say it
 
 
 def _read_lines(file: Path) -> list[str]:

@@ -39,7 +39,8 @@ def load_config(path: str | Path) -> BertConfig:
     _check_kind(raw, path)
     _check_sizes(raw, path)
     _check_values(raw, path)
-    return BertConfig(**{key: value for key, value in raw.items() if key in _TAKEN})
+    taken = {key: value for key, value in raw.items() if key in _TAKEN}
+    return BertConfig(**taken | {key: float(raw[key]) for key in {*_NUMBERS} & raw.keys()})
 
 
 def _check_kind(raw: dict[str, Any], path: Path) -> None:
@@ -76,13 +77,11 @@ def _check_values(raw: dict[str, Any], path: Path) -> None:
     if not isinstance(activation, str) or activation not in ACT2FN:
         raise InputError(f"{path}: unknown hidden_act {short(activation)}{nearest(str(activation), ACT2FN)}")
     for key in {*_SHARES, *_NUMBERS} & raw.keys():
-        value, is_share = raw[key], key in _SHARES
+        value = raw[key]
         if value is None and key == "classifier_dropout":
             continue
-        if type(value) not in (int, float) or not 0 <= value or (is_share and value >= 1):
-            raise InputError(
-                f"{path}: '{key}' must be a number {'from 0 to below 1' if is_share else '>= 0'}, found {short(value)}"
-            )
+        if type(value) not in (int, float) or not 0 <= value < 1:
+            raise InputError(f"{path}: '{key}' must be a number from 0 to below 1, found {short(value)}")
     pad = raw.get("pad_token_id")
     if pad is not None and (type(pad) is not int or not 0 <= pad < raw["vocab_size"]):
         raise InputError(f"{path}: 'pad_token_id' must be one of {raw['vocab_size']} token ids, found {short(pad)}")

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from distill.durable import place_folder, remove_folder, write_flushed
+from distill.json_file import read_object
 
 logger = logging.getLogger(__name__)
 
@@ -164,8 +165,10 @@ def clear_other_checkpoints(folder: Path, students: list[str]) -> None:
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_object(path / "manifest.json", what="a checkpoint's list of files")
         for name, expected in manifest.items():
+            if Path(name).name != name:
+                return f"{name} is no file of its own"
             if _fingerprint(path / name) != expected:
                 return f"{name} changed"
         if "state.json" not in manifest:
