@@ -22,6 +22,7 @@ from distill.cli_fields import (
     parse_fields,
 )
 from distill.cli_segmenter import SEGMENTER_HELP, Dictionary, SkipBad, add_segmenter_commands
+from distill.cli_tasks import add_task_commands
 from distill.cli_vocabulary import vocab_app
 from distill.errors import InputError
 from distill.interruption import Terminated, signals_raise
@@ -39,6 +40,7 @@ segmenter_app = typer.Typer(help="Word segmenters.", context_settings=SETTINGS)
 add_segmenter_commands(segmenter_app)
 app.add_typer(segmenter_app, name="segmenter")
 app.add_typer(vocab_app, name="vocab")
+add_task_commands(app)
 
 TEXT_HELP = (
     "text files (also .gz, .xz, .zst, .jsonl, .parquet), folders, glob patterns, folders of `datasets`, hf:OWNER/NAME; "

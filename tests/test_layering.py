@@ -25,6 +25,7 @@ TOP = {
     "cli_compare",
     "cli_fields",
     "cli_segmenter",
+    "cli_tasks",
     "cli_vocabulary",
     "compare",
     "pipeline",

@@ -84,6 +84,12 @@ def score(row: Mapping[str, Cell], rule: str) -> Decimal | None:
     return round_half_up(total / len(groups), SCORE_RULES[rule].digits)
 
 
+def rule_for(results: Results) -> str | None:
+    """The rule with the most tasks of which some model has all; None if there is none."""
+    complete = [name for name in SCORE_RULES if any(score(row, name) is not None for row in results.values())]
+    return max(complete, key=lambda name: len(SCORE_RULES[name].groups), default=None)
+
+
 def absolute_table(results: Results, *, rule: str | None = None) -> Table:
     """Every cell as it is, with a column `Score` if a rule is given."""
     tasks = _tasks(results)

@@ -103,7 +103,7 @@ def load_masked_lm(folder: str | Path, *, need_head: bool = True, attention: str
     config = load_config(folder)
     check_shapes(folder, config)
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             loaded: Any = BertForMaskedLM.from_pretrained(
                 folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True,
                 attn_implementation=attention, weights_only=True,
@@ -111,9 +111,7 @@ def load_masked_lm(folder: str | Path, *, need_head: bool = True, attention: str
     except UNREADABLE as error:
         raise InputError(f"{folder}: weights cannot be loaded ({first_line(error)})") from None
     model, info = loaded
-    broken = next((name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()), None)
-    if broken:
-        raise InputError(f"{folder}: {broken} holds NaN or infinity; the model is broken, take another one")
+    check_finite(model, folder)
     missing = sorted(info["missing_keys"])
     if missing and need_head:
         raise InputError(
@@ -123,8 +121,15 @@ def load_masked_lm(folder: str | Path, *, need_head: bool = True, attention: str
     return model
 
 
+def check_finite(model: torch.nn.Module, folder: Path) -> None:
+    """InputError if a weight that was loaded from `folder` is no number."""
+    broken = next((name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()), None)
+    if broken:
+        raise InputError(f"{folder}: {broken} holds NaN or infinity; the model is broken, take another one")
+
+
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars and reports of transformers; what matters in them we say ourselves."""
     verbosity, progress_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -189,7 +194,7 @@ def save_model(model: BertForMaskedLM, folder: Path, *, tokenizer: Path, card: s
 
 
 def _write_model(model: BertForMaskedLM, partial: Path, tokenizer: Path, card: str) -> None:
-    with warnings.catch_warnings(), _quiet_transformers():
+    with warnings.catch_warnings(), quiet_transformers():
         warnings.simplefilter("ignore")
         model.save_pretrained(partial)
     for name in TOKENIZER_FILES:

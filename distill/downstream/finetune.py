@@ -1,0 +1,180 @@
+"""Fine-tuning one model on one task with one seed, by transformers.Trainer.
+
+1. Train with linear warm-up and decay, batches padded to their longest row, dev measured after every epoch.
+2. The epoch with the best dev score (the mean of the task's metrics) is kept.
+3. Its answers for dev, and for test, go into predictions files; metrics.json is written last, so a run is finished or
+   it is repeated.
+"""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from distill.downstream.encoding import Encoded, answer_record, encode_split, measure
+from distill.downstream.metrics import mean_score
+from distill.downstream.run import METRICS_FILE, Hyperparameters, read_task_file, write_task_file
+from distill.downstream.task import Task
+from distill.downstream.task_data import TaskData, can_score, require_labels
+from distill.downstream.task_model import collator, load_finetuned, load_for_finetuning, save_finetuned
+from distill.durable import write_json, write_whole
+from distill.modeling.models import quiet_transformers
+
+WARMUP_RATIO = 0.1
+WEIGHT_DECAY = 0.01
+EVAL_BATCH_SIZE = 64
+SCORE = "score"
+
+
+def finetune(
+    model_folder: Path,
+    data: TaskData,
+    hyperparameters: Hyperparameters,
+    folder: Path,
+    *,
+    show: Callable[[str], None],
+    keep_model: bool = True,
+) -> dict[str, Any]:
+    """Trains on `train`, measures `dev`, and leaves metrics.json, predictions and model/ in `folder`.
+
+    Args:
+        data: with splits train and dev, and test if its answers are wanted.
+        show: is given a line an epoch.
+        keep_model: whether the fine-tuned weights stay.
+    Returns: what metrics.json holds; metrics are percents.
+    Raises:
+        InputError: splits without labels, or a model that does not fit; see load_for_finetuning.
+    """
+    task, train, dev = data.task, data.splits["train"], data.splits["dev"]
+    for split in (train, dev):
+        require_labels(task, split)
+    model, tokenizer = load_for_finetuning(
+        model_folder, task, data.labels, max_length=hyperparameters.max_length, seed=hyperparameters.seed
+    )
+    encoded = {name: encode_split(task, split.examples, data.labels, tokenizer, hyperparameters.max_length)
+               for name, split in data.splits.items()}  # fmt: skip
+
+    def dev_metrics(evaluated: EvalPrediction) -> dict[str, float]:
+        found = measure(task, dev.examples, data.labels, encoded["dev"].answers(evaluated.predictions))
+        return {**found, SCORE: mean_score(found, task.metrics)}
+
+    trainer = Trainer(
+        model, _arguments(folder / "checkpoints", hyperparameters), collator(task, tokenizer),
+        train_dataset=encoded["train"].features, eval_dataset=encoded["dev"].features, compute_metrics=dev_metrics,
+        callbacks=[_TellEpochs(task, show)],
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    start = time.monotonic()
+    with quiet_transformers():
+        trainer.train()
+    seconds = time.monotonic() - start
+    trainer.compute_metrics = None  # it knows dev alone
+    epochs = [_epoch(task, record) for record in trainer.state.log_history if f"eval_{SCORE}" in record]
+    measured = {
+        name: _finish_split(task, data, name, encoded[name], trainer, folder) for name in data.splits if name != "train"
+    }
+    results = {
+        "task": task.name, "kind": task.kind, "texts": task.describe_texts(), "metric_names": task.metrics,
+        "model": str(model_folder), "hyperparameters": asdict(hyperparameters), "epochs": epochs,
+        "best_epoch": max(epochs, key=lambda epoch: epoch[SCORE])["epoch"],
+        **measured,
+        "num_train_examples": len(train.examples), "num_train_features": len(encoded["train"].features),
+        "labels": list(data.labels), "files": {name: list(split.files) for name, split in data.splits.items()},
+        "notes": {name: list(split.notes) for name, split in data.splits.items()},
+        "train_seconds": round(seconds, 2), "device": str(trainer.args.device),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }  # fmt: skip
+    if keep_model:
+        with quiet_transformers():
+            save_finetuned(model, tokenizer, folder / "model")
+        write_task_file(folder / "model", task, data.labels, hyperparameters.max_length)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    write_json(folder / METRICS_FILE, results)
+    return results
+
+
+def predict(folder: Path, data: TaskData, split: str) -> tuple[list[dict[str, Any]], dict[str, float] | None]:
+    """A fine-tuned model's answers for a split as records, and its metrics, None if the labels are not known."""
+    task, labels, max_length = read_task_file(folder)
+    model, tokenizer = load_finetuned(folder)
+    found = data.splits[split]
+    encoded = encode_split(task, found.examples, labels, tokenizer, max_length)
+    arguments = TrainingArguments(
+        output_dir=str(folder), per_device_eval_batch_size=EVAL_BATCH_SIZE, report_to="none", disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(), remove_unused_columns=False,
+    )  # fmt: skip
+    trainer = Trainer(model, arguments, collator(task, tokenizer))
+    answers = encoded.answers(trainer.predict(encoded.features).predictions)  # type: ignore[arg-type]
+    records = [answer_record(example, answer) for example, answer in zip(found.examples, answers, strict=True)]
+    return records, measure(task, found.examples, labels, answers) if can_score(task, found) else None
+
+
+class _TellEpochs(TrainerCallback):
+    """Says what dev gave after an epoch."""
+
+    def __init__(self, task: Task, show: Callable[[str], None]) -> None:
+        self.task, self.show = task, show
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        told = ", ".join(f"{name} {kwargs['metrics'][f'eval_{name}']:.2f}" for name in self.task.metrics)
+        self.show(f"{self.task.name}: epoch {state.epoch:g}: dev {told}")
+
+
+def _arguments(folder: Path, hyperparameters: Hyperparameters) -> TrainingArguments:
+    gpus = torch.cuda.device_count()
+    return TrainingArguments(
+        output_dir=str(folder),
+        learning_rate=hyperparameters.learning_rate,
+        num_train_epochs=hyperparameters.epochs,
+        # Trainer splits nothing: on several visible GPUs each gets its share of the batch.
+        per_device_train_batch_size=max(1, hyperparameters.batch_size // max(1, gpus)),
+        per_device_eval_batch_size=EVAL_BATCH_SIZE,
+        warmup_steps=WARMUP_RATIO,
+        weight_decay=WEIGHT_DECAY,
+        lr_scheduler_type="linear",
+        seed=hyperparameters.seed,
+        bf16=gpus > 0 and torch.cuda.is_bf16_supported(),
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        save_only_model=True,
+        load_best_model_at_end=True,
+        metric_for_best_model=SCORE,
+        greater_is_better=True,
+        logging_strategy="epoch",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=gpus > 0,
+        remove_unused_columns=False,
+    )
+
+
+def _epoch(task: Task, record: dict[str, Any]) -> dict[str, Any]:
+    loss = record["eval_loss"] if math.isfinite(record["eval_loss"]) else None  # JSON knows no NaN
+    metrics = {name: record[f"eval_{name}"] for name in (*task.metrics, SCORE)}
+    return {"epoch": record["epoch"], "loss": loss, **metrics}
+
+
+def _finish_split(
+    task: Task, data: TaskData, name: str, encoded: Encoded, trainer: Trainer, folder: Path
+) -> dict[str, Any]:
+    """Writes the best epoch's answers for a split; returns its metrics, None where it has no labels, and its size."""
+    split = data.splits[name]
+    answers = encoded.answers(trainer.predict(encoded.features).predictions)  # type: ignore[arg-type]
+    records = (answer_record(example, answer) for example, answer in zip(split.examples, answers, strict=True))
+    write_records(folder / f"predictions-{name}.jsonl", records)
+    metrics = measure(task, split.examples, data.labels, answers) if can_score(task, split) else None
+    return {"metrics": metrics, "num_examples": len(split.examples)}
+
+
+def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """JSON lines, whole or not at all."""
+    write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

@@ -1,0 +1,94 @@
+"""Finished runs as results: the mean over seeds of each setting, and the best setting of each model and task.
+
+The rule is MiniRBT's: every setting is run with several seeds, and the setting whose mean is highest is reported. With
+one seed that is UER's rule, the best of a grid. Both choose on dev, which flatters dev; the standard deviation and the
+number of seeds say how far to trust it, and where test has labels its mean stands beside it, unchosen.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from distill.downstream.metrics import DIGITS, mean_score
+from distill.downstream.run import finished_metrics
+from distill.downstream.scores import Cell, Table, to_cell
+
+
+@dataclass(frozen=True)
+class Result:
+    """The best setting of a model on a task; metrics are percents, means over its seeds."""
+
+    model: str
+    task: str
+    texts: str
+    metric_names: tuple[str, ...]
+    hyperparameters: dict[str, Any]
+    dev: dict[str, float]
+    std: dict[str, float]
+    """Sample standard deviation over the seeds; 0 for one."""
+    test: dict[str, float] | None
+    seeds: tuple[int, ...]
+    num_settings: int
+
+    def cell(self, digits: int = 2) -> Cell:
+        """Dev metrics as a cell of scores.py."""
+        return to_cell([self.dev[name] for name in self.metric_names], digits)
+
+
+def read_runs(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """What the finished ones of these run folders (MODEL/TASK/HASH) hold, with the model's name."""
+    found = [(folder, finished_metrics(folder)) for folder in folders]
+    return [{**metrics, "model_name": folder.parts[-3]} for folder, metrics in found if metrics is not None]
+
+
+def best_results(runs: Iterable[Mapping[str, Any]]) -> list[Result]:
+    """The best setting of every model and task, models and tasks in the order in which they first occur."""
+    groups: dict[tuple[str, str], dict[tuple, list[Mapping[str, Any]]]] = {}
+    for run in runs:
+        setting = tuple(sorted((k, v) for k, v in run["hyperparameters"].items() if k != "seed"))
+        groups.setdefault((run["model_name"], run["task"]), {}).setdefault(setting, []).append(run)
+    return [_best(model, task, settings) for (model, task), settings in groups.items()]
+
+
+def _best(model: str, task: str, settings: Mapping[tuple, Sequence[Mapping[str, Any]]]) -> Result:
+    names = tuple(next(iter(settings.values()))[0]["metric_names"])
+    means = {setting: _means(runs, "dev", names) for setting, runs in settings.items()}
+    # A setting with fewer seeds than another has more luck; only those with the most take part.
+    most = max(map(len, settings.values()))
+    best = max((s for s in settings if len(settings[s]) == most), key=lambda s: mean_score(means[s], names))
+    runs = settings[best]
+    values = {name: [run["dev"]["metrics"][name] for run in runs] for name in names}
+    tested = all((run.get("test") or {}).get("metrics") for run in runs)
+    return Result(
+        model, task, runs[0]["texts"], names, dict(best), means[best],
+        {name: round(stdev(found), DIGITS) if len(found) > 1 else 0.0 for name, found in values.items()},
+        _means(runs, "test", names) if tested else None,
+        tuple(sorted(run["hyperparameters"]["seed"] for run in runs)), len(settings),
+    )  # fmt: skip
+
+
+def _means(runs: Sequence[Mapping[str, Any]], split: str, names: Sequence[str]) -> dict[str, float]:
+    return {name: round(fmean(run[split]["metrics"][name] for run in runs), DIGITS) for name in names}
+
+
+def as_cells(results: Iterable[Result]) -> dict[str, dict[str, Cell]]:
+    """model -> task -> dev cell, for the tables of scores.py."""
+    cells: dict[str, dict[str, Cell]] = {}
+    for result in results:
+        cells.setdefault(result.model, {})[result.task] = result.cell()
+    return cells
+
+
+def details_table(results: Iterable[Result]) -> Table:
+    """A row a model and task: mean and standard deviation on dev, test, the setting, seeds, and the text columns."""
+    rows = []
+    for r in results:
+        setting = ", ".join(f"{name} {value:g}" for name, value in r.hyperparameters.items())
+        dev = "/".join(f"{r.dev[name]:.2f}±{r.std[name]:.2f}" for name in r.metric_names)
+        test = "/".join(f"{r.test[name]:.2f}" for name in r.metric_names) if r.test else "-"
+        counts = (str(len(r.seeds)), str(r.num_settings))
+        rows.append((r.model, r.task, "/".join(r.metric_names), dev, test, *counts, setting, r.texts))
+    head = ("Model", "Task", "Metrics", "Dev", "Test", "Seeds", "Settings tried", "Best setting", "Texts")
+    return Table(head, tuple(rows))

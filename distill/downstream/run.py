@@ -1,0 +1,103 @@
+"""One fine-tuning run as data: model, task, hyper-parameters, seed; its name, its folder, what it leaves there.
+
+A run is named by a hash of everything that decides its result, so a finished one is never repeated and never mistaken
+for another: the model's weights, the task, the data, the hyper-parameters and the seed. Nothing here imports torch.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from distill.downstream.task import Task
+from distill.downstream.task_data import HUB, find_files
+from distill.errors import InputError
+from distill.json_file import read_json
+
+METRICS_FILE = "metrics.json"
+TASK_FILE = "task.json"
+_MODEL_FILES = (".safetensors", ".bin", ".json", ".txt")
+_SCHEMA = 1
+"""Counted up when a change of this package changes what a run with the same settings gives."""
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What a run is trained with; see task.Defaults for the units."""
+
+    learning_rate: float
+    epochs: float
+    batch_size: int
+    max_length: int
+    seed: int = 0
+
+
+def with_defaults(task: Task, seed: int = 0, **given: float | int | None) -> Hyperparameters:
+    """The task's hyper-parameters, replaced by those given that are not None."""
+    chosen = {**task.defaults.model_dump(), **{key: value for key, value in given.items() if value is not None}}
+    return Hyperparameters(seed=seed, **chosen)
+
+
+def run_folder(output: Path, model: Path, task: Task, data: str, hyperparameters: Hyperparameters) -> Path:
+    """OUTPUT/MODEL/TASK/HASH, the folder of one run.
+
+    Args:
+        model: folder with weights; its name is the model's name.
+        data: as for load_task_data. A hub dataset counts by its name, files by their bytes.
+    """
+    weights = tuple(path for path in sorted(model.iterdir()) if path.suffix in _MODEL_FILES)
+    settings = {
+        "schema": _SCHEMA,
+        "model": _digest(weights),
+        "task": task.model_dump(exclude={"title", "source", "hub", "defaults", "folders"}),
+        "data": data if data.startswith(HUB) else _digest(_files(task, data)),
+        "hyperparameters": asdict(hyperparameters),
+    }
+    name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    return output / model.resolve().name / task.name / name
+
+
+def finished_metrics(folder: Path) -> dict[str, Any] | None:
+    """What a finished run wrote, None if it is not finished."""
+    path = folder / METRICS_FILE
+    return read_json(path) if path.is_file() else None
+
+
+def write_task_file(folder: Path, task: Task, labels: Sequence[str], max_length: int) -> None:
+    """Writes what read_task_file reads, into a fine-tuned model's folder."""
+    description = {"task": task.model_dump(), "labels": list(labels), "max_length": max_length}
+    (folder / TASK_FILE).write_text(json.dumps(description, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def read_task_file(folder: Path) -> tuple[Task, tuple[str, ...], int]:
+    """The task of a fine-tuned model, its labels in the order of the model's scores, and the length it was trained for.
+
+    Raises:
+        InputError: a folder that is no fine-tuned model.
+    """
+    if not (folder / TASK_FILE).is_file():
+        raise InputError(f"{folder}: no {TASK_FILE} there; name the folder 'model' of a run of `distill finetune`")
+    raw = read_json(folder / TASK_FILE)
+    try:
+        return Task.model_validate(raw["task"]), tuple(map(str, raw["labels"])), int(raw["max_length"])
+    except (ValidationError, KeyError, TypeError, ValueError):
+        raise InputError(f"{folder / TASK_FILE}: not what `distill finetune` writes") from None
+
+
+def _files(task: Task, data: str) -> tuple[Path, ...]:
+    return tuple(path for split in sorted(task.files) for path in find_files(task, Path(data), split))
+
+
+@functools.cache
+def _digest(paths: tuple[Path, ...]) -> str:
+    """SHA-256 over names and bytes of files, read once a process."""
+    total = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as content:
+            total.update(f"{path.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
