@@ -20,10 +20,11 @@ from distill.corpus.prepare import prepare_dataset
 from distill.durable import write_json
 from distill.errors import InputError
 from distill.launch import Cluster, run_stage_processes
-from distill.modeling.counting import count_parameters, flops_per_token
+from distill.modeling.counting import count_parameters
 from distill.planning import StagePlan, plan_recipe
 from distill.recipe import Recipe, Stage
 from distill.release.results import collect_results, format_results
+from distill.training.accounting import pass_flops
 from distill.training.checkpoint import checkpoint_students, clear_other_checkpoints
 from distill.training.plugins import load_plugins
 
@@ -208,13 +209,14 @@ def describe_plan(
 def describe_cost(plan: StagePlan, students: list[str]) -> list[str]:
     """Parameters, tokens, FLOPs and memory of a pass, from the configs alone."""
     stage, length = plan.stage, plan.stage.max_seq_length
-    share = stage.data.final_mask_probability()
+    share = stage.data.mean_mask_probability()
     counts = {name: count_parameters(plan.students[name].config).masked_lm for name in students}
     lines = [f"{name}: {count:,} parameters, matches: {len(plan.matches[name])}" for name, count in counts.items()]
-    forward = flops_per_token(plan.teacher.config, length, head_share=share) if plan.teacher else 0.0
-    flops = forward + sum(
-        3 * flops_per_token(plan.students[name].config, length, head_share=share) for name in students
-    )
+    flops = pass_flops(
+        plan.teacher.config if plan.teacher else None,
+        [(plan.students[name].config, plan.matches[name], stage.students[name]) for name in students],
+        length=length, head_share=share,
+    )  # fmt: skip
     if stage.steps:
         tokens = stage.steps * stage.global_batch_size * length
         lines.append(f"{tokens:,} tokens x {flops / 1e6:.3g} MFLOPs = {tokens * flops:.3g} FLOPs")

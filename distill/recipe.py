@@ -25,7 +25,7 @@ Packing = Literal["chunks", "documents", "full_sentences", "doc_sentences", "lin
 
 # Two runs that differ only in these train the same models.
 OPERATIONAL_FIELDS = {
-    "micro_batch_size", "save_every", "eval_every", "log_every", "keep_checkpoints", "skip_bad_steps",
+    "micro_batch_size", "compile", "save_every", "eval_every", "log_every", "keep_checkpoints", "skip_bad_steps",
 }  # fmt: skip
 
 
@@ -95,6 +95,11 @@ class Data(_Model):
     def final_mask_probability(self) -> float:
         """The share of masked tokens at the last step."""
         return self.mask_probability.end if isinstance(self.mask_probability, MaskSchedule) else self.mask_probability
+
+    def mean_mask_probability(self) -> float:
+        """The share of masked tokens over all steps; both schedules pass their middle halfway."""
+        share = self.mask_probability
+        return (share.start + share.end) / 2 if isinstance(share, MaskSchedule) else share
 
     @field_validator("segmenter", mode="before")
     @classmethod
@@ -186,6 +191,9 @@ class Stage(_Model):
         None, description="sequences in one forward of one process; default: 8192 tokens' worth"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto = bf16 where hardware has it")
+    compile: Literal["auto"] | bool = Field(
+        "auto", description="torch.compile of teacher and students; auto = on GPUs, where it pays (docs/performance.md)"
+    )
     seed: Seed = Field(0, description="decides order and masks, and what students start from")
     save_every: Positive | None = Field(None, description="steps between checkpoints; default: a tenth of the run")
     eval_every: Positive | None = Field(None, description="steps between dev evaluations; default: a tenth of the run")
@@ -194,6 +202,13 @@ class Stage(_Model):
     skip_bad_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="updates a student may leave out because its loss or gradient is no number, before the run ends"
     )
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _auto_or_flag(cls, value: Any) -> Any:
+        if isinstance(value, bool) or value == "auto":
+            return value
+        raise ValueError(f'give "auto", true or false, found {short(value)}')
 
     @model_validator(mode="after")
     def _length_of_run(self) -> "Stage":

@@ -15,6 +15,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(autouse=True)
+def short_peak(monkeypatch):
+    """A test that trains does not spend its time measuring the machine."""
+    if accounting := sys.modules.get("distill.training.accounting"):
+        monkeypatch.setattr(accounting, "PEAK_SECONDS", 0.0)
+
+
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     """The folder that tiny.write_world writes; it is the working folder."""

@@ -1,10 +1,12 @@
 """One optimiser step after the other: reports, clipping, dropout's seeds, the stop, and losses that are not finite."""
 
 import math
+import time
 
 import pytest
 import torch
 from tiny import ALONE, LENGTH, NeverStop, StopBeforeStep, cut_batch, make_batch, tiny_config, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.errors import InputError
 from distill.recipe import Student
@@ -236,6 +238,79 @@ def test_features_of_the_teacher_are_those_it_gives_alone():
     alone = TeacherPass(tiny_model(TEACHER, seed=1), needs[:1], FLOAT32)(BATCH)
     assert torch.equal(together[False].hidden[1], alone[False].hidden[1])
     assert torch.equal(together[False].logits, alone[False].logits)
+
+
+def test_layers_that_no_match_needs_do_not_run_unless_logits_are_used():
+    def layers_run(*specs, kd_weight):
+        teacher = start_teacher(*(start_run(f"s{n}", (spec,), kd_weight=kd_weight) for n, spec in enumerate(specs)))
+        ran = []
+        for number, layer in enumerate(teacher.model.bert.encoder.layer):
+            layer.register_forward_hook(lambda *_, number=number: ran.append(number))
+        teacher(BATCH)
+        assert len(teacher.model.bert.encoder.layer) == 4, "the teacher is evaluated as a whole"
+        return ran
+
+    second = {"layer_T": 2, "layer_S": 1, "feature": "hidden", "loss": "hidden_mse", "proj": ["linear", 16, 32]}
+    last_attention = {"layer_T": 2, "layer_S": 1, "feature": "attention", "loss": "attention_mse"}
+    assert layers_run(second, kd_weight=0.0) == [0, 1]
+    assert layers_run(last_attention, kd_weight=0.0) == [0, 1, 2]
+    assert layers_run(second, last_attention, kd_weight=0.0) == [0, 1, 0, 1, 2]
+    assert layers_run(second, kd_weight=1.0) == [0, 1, 2, 3]
+
+
+def test_features_of_the_layers_that_run_are_those_of_the_whole_teacher():
+    model, whole = (tiny_model(TEACHER, seed=1) for _ in range(2))
+    needs = Needs(frozenset({0, 2}), logits=False, layers=2)
+    found = TeacherPass(model, [needs], FLOAT32)(BATCH)[False]
+    expected = TeacherPass(whole, [Needs(frozenset({0, 2}))], FLOAT32)(BATCH)[False]
+    assert found.logits is None
+    assert torch.equal(found.hidden[0], expected.hidden[0]) and torch.equal(found.hidden[2], expected.hidden[2])
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations for which the host waits for a device: scalars read, and shapes that depend on values."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().removeprefix("aten::").split(".")[0].removeprefix("_")
+        if name in {known.removeprefix("_") for known in self.NAMES}:
+            self.found.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("matches", [("uniform",), ("uniform:attention_mse", "uniform:mmd")])
+def test_between_log_lines_the_host_never_waits_for_the_device(matches):
+    """Padded rows, clipping and two micro-batches included. TextBrewer reads every loss of every micro-batch."""
+    student = start_run(matches=matches, mlm_weight=1.0)
+    steps = run([student], [cut_batch(BATCH, [2, 2])] * 3, log_every=3)
+    with HostReads() as reads:
+        next(steps)
+        next(steps)
+    assert reads.found == []
+    with HostReads() as reads:
+        torch.ones(2).sum().item()
+    assert reads.found == ["aten::_local_scalar_dense"], "the count works"
+
+
+def test_the_share_of_time_spent_waiting_for_data_is_told_and_evaluation_is_no_training_time():
+    def slow_batches():
+        for _ in range(2):
+            time.sleep(0.2)
+            yield [BATCH]
+
+    lines = []
+    for report in run([start_run()], slow_batches(), last_step=2):
+        time.sleep(0.5)  # an evaluation
+        lines.append(report.values["student"])
+    for line in lines:
+        seconds = 53 / line["tokens_per_second"]
+        assert 0.2 <= seconds * line["data_wait"] < 0.4
+        assert seconds < 0.5 + 0.2
 
 
 def test_an_overflow_that_the_gradient_scaler_skips_does_not_end_an_fp16_run():

@@ -29,6 +29,7 @@ from distill.training.metrics import StatusFile, read_metrics
 from distill.training.stage import StagePaths, needs_teacher_head, train_stage
 
 STEPS = 8
+SPEED = {"tokens_per_second", "data_wait", "mfu"}
 HIDDEN = {"config": "student.json", "matches": ["uniform"]}
 ATTENTION = {"config": "student.json", "matches": ["uniform:attention_mse", "uniform:mmd"], "kd_weight": 0.5}
 RELATION = {"config": "student.json", "matches": ["last:relation_8"], "kd_weight": 0.0, "mlm_weight": 0.1}
@@ -75,7 +76,7 @@ def weights(paths: StagePaths, name: str) -> bytes:
 def metrics(paths: StagePaths, **wanted):
     """Records without the speed, which differs from run to run."""
     lines = read_metrics(paths.stage / "metrics.jsonl")
-    lines = [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
+    lines = [{key: value for key, value in line.items() if key not in SPEED} for line in lines]
     return [line for line in lines if all(line[key] == value for key, value in wanted.items())]
 
 
@@ -205,7 +206,7 @@ def test_metrics_have_one_schema(world):
     assert [line["step"] for line in metrics(paths, split="dev", student="a")] == [4, 8]
     assert [line["step"] for line in metrics(paths, student="teacher")] == [0]
     assert all(line["samples"] == 4 * line["step"] for line in lines)
-    assert {"loss", "kd", "mlm", "grad_norm", "learning_rate", "tokens_per_second"} < lines[1 + 1].keys()
+    assert {"loss", "kd", "mlm", "grad_norm", "learning_rate", *SPEED} < lines[1 + 1].keys()
     assert {"mlm_loss", "accuracy", "masked_tokens"} < metrics(paths, split="dev", student="a")[0].keys()
 
 

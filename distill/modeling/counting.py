@@ -45,13 +45,14 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def flops_per_token(config: BertConfig, length: int, *, head_share: float = 0.0) -> float:
+def flops_per_token(config: BertConfig, length: int, *, head_share: float = 0.0, layers: int | None = None) -> float:
     """Forward FLOPs a token: two for each weight that multiplies it, plus attention over `length` tokens.
 
     Args:
         head_share: share of the tokens whose prediction head is computed (1 = all, 0.15 = masked ones only).
+        layers: how many of the layers run; default: all.
     """
     width, inner = config.hidden_size, config.intermediate_size
     layer = 2 * (4 * width * width + 2 * width * inner) + 4 * length * width
     head = 2 * (width * width + width * config.vocab_size)
-    return config.num_hidden_layers * layer + head_share * head
+    return (config.num_hidden_layers if layers is None else layers) * layer + head_share * head

@@ -8,9 +8,11 @@ from transformers import BertForMaskedLM
 
 from distill.corpus.batches import MicroBatch
 from distill.recipe import TEACHER, Stage
+from distill.training.accounting import Throughput
 from distill.training.bad_batches import write_bad_batch
 from distill.training.checkpoint import save_checkpoint
 from distill.training.evaluate import evaluate_masked_lm
+from distill.training.gradients import term_gradient_norms
 from distill.training.loop import StageStopped, StepReport, TeacherPass, TrainingFailed
 from distill.training.metrics import MetricsLog, StatusFile
 from distill.training.processes import Processes, share_from_first
@@ -36,20 +38,23 @@ class Bookkeeper:
         first_step: int,
         runs: list[StudentRun],
         teacher: TeacherPass | None,
+        teacher_has_head: bool,
         dev: list[MicroBatch] | None,
         processes: Processes,
         status: StatusFile,
         stop: StopRequest,
         whole_step: WholeStep,
+        throughput: Throughput,
     ) -> None:
         """
         Args:
             folder: the stage's.
             first_step: steps that were done before this run.
-            teacher: None if there is none, or its prediction head is missing, so that it cannot be measured.
+            teacher_has_head: whether it can be measured.
         """
         self.stage, self.folder, self.steps, self.first_step = stage, folder, steps, first_step
-        self.runs, self.teacher, self.dev = runs, teacher, dev
+        self.runs, self.teacher, self.teacher_has_head, self.dev = runs, teacher, teacher_has_head, dev
+        self.throughput, self.probe = throughput, whole_step(1)[0][0]
         self.processes, self.status, self.stop, self.whole_step = processes, status, stop, whole_step
         self.save_every, self.eval_every = stage.save_every or -(-steps // 10), stage.eval_every or -(-steps // 10)
         names = [run.name for run in runs] + ([TEACHER] if first_step == 0 else [])
@@ -60,7 +65,8 @@ class Bookkeeper:
 
     def before(self, report: StepReport) -> None:
         """Measures the teacher once, as the mark to reach, and what a stop kept from being measured."""
-        if self.teacher and self.first_step == 0:
+        self.logged_tokens = report.tokens
+        if self.teacher and self.teacher_has_head and self.first_step == 0:
             self._evaluate(self.teacher.model, TEACHER, report)
         if self.first_step and self._is_dev_step(self.first_step):
             for run in self.runs:
@@ -81,6 +87,7 @@ class Bookkeeper:
             self._check_numbers(report.step)  # the host waits for the device, which costs nothing on a CPU
         self._log_losses(report)
         if self._is_dev_step(report.step):
+            self._measure_gradients(report)
             for run in self.runs:
                 self._evaluate(run.objective.student, run.name, report)
         if is_saving:
@@ -116,6 +123,12 @@ class Bookkeeper:
                 f"{message}; make room, and the same command goes on {since}" if self.processes.is_first else ""
             )
         self._warn(f"{message}; training goes on, and would be continued {since} until there is room")
+
+    def summarise(self) -> None:
+        """Tells how fast it went."""
+        if line := self.throughput.summary():
+            self.status.note(line)
+            logger.info("%s", line)
 
     def close(self) -> None:
         if self.log:
@@ -172,8 +185,14 @@ class Bookkeeper:
         )
 
     def _log_losses(self, report: StepReport) -> None:
+        speed: dict[str, float] = {}
+        if report.values:
+            newest = next(iter(report.values.values()))
+            speed = {"mfu": self.throughput.add(report.tokens - self.logged_tokens, newest)}
+        if report.values is not None:
+            self.logged_tokens = report.tokens
         for name, values in (report.values or {}).items():
-            self._write("train", name, report, values)
+            self._write("train", name, report, {**values, **speed})
             if name == self.runs[0].name:
                 self.shown = {"loss": values["loss"], "tokens_per_second": values["tokens_per_second"]}
         for name, losses in report.losses.items():
@@ -185,6 +204,17 @@ class Bookkeeper:
                         f"student '{name}': loss {loss:.4g} at step {step:,} (samples {(step - 1) * size:,} to "
                         f"{step * size - 1:,}) stands out from the last ones ({usual:.4g})"
                     )
+
+    def _measure_gradients(self, report: StepReport) -> None:
+        """Gradient norms of the terms on the stage's first sequences, the same each time and on every process.
+
+        All processes take part, though the first alone writes: where the teacher is sharded it runs on all or none.
+        """
+        batch = self.probe.to(self.processes.device)
+        for run in self.runs:
+            scale = run.scaler.get_scale()
+            norms = term_gradient_norms(run.objective, batch, self.teacher, scale=scale)
+            self._write("gradients", run.name, report, norms)
 
     def _is_dev_step(self, step: int) -> bool:
         return step % self.eval_every == 0 or step == self.steps

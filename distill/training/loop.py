@@ -12,16 +12,19 @@ What is decided elsewhere: which samples and masks (`corpus.batches`), what a lo
 
 import logging
 import signal
-import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 from transformers import BertForMaskedLM
 
 from distill.corpus.batches import MicroBatch
+from distill.training.accounting import Clock
+from distill.training.compiling import compile_encode
 from distill.training.losses import MASKED, SEQUENCES, TOKEN_PAIRS, TOKENS, UNITS
-from distill.training.objective import Features, Needs, encode
+from distill.training.objective import Features, Needs, encode, needs_by_attention
 from distill.training.precision import Autocast
 from distill.training.processes import Processes, sum_gradients, sum_over_processes
 from distill.training.signals import StopRequest
@@ -61,15 +64,20 @@ class TeacherPass:
     """The frozen teacher, run once a micro-batch for all students (twice where some need attention matrices).
 
     Attention matrices exist only on the eager path, whose rounding differs from the fused one. Students without
-    attention matches keep the fused path, so that their weights do not depend on their siblings.
+    attention matches keep the fused path, so that their weights do not depend on their siblings. Layers that no match
+    needs do not run where no student learns from the logits.
     """
 
-    def __init__(self, model: BertForMaskedLM, needs: Iterable[Needs], autocast: Autocast):
+    def __init__(
+        self, model: BertForMaskedLM, needs: Iterable[Needs], autocast: Autocast, *, compiled: bool = False
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.autocast = autocast
-        self.needs: dict[bool, Needs] = {}
-        for need in needs:
-            self.needs[need.attention] = self.needs.get(need.attention, need) | need
+        self.needs = needs_by_attention(needs)
+        can_compile = not any(need.vectors for need in self.needs.values())
+        self._encode = compile_encode(model) if compiled and can_compile else encode
+        layers = model.bert.encoder.layer
+        self._layers = {key: layers if need.logits else layers[: need.layers] for key, need in self.needs.items()}
 
     @torch.no_grad()
     def __call__(self, batch: MicroBatch) -> dict[bool, Features]:
@@ -78,9 +86,20 @@ class TeacherPass:
         for attention, needs in self.needs.items():
             if len(self.needs) > 1 or attention:
                 self.model.set_attn_implementation("eager" if attention else "sdpa")
-            with self.autocast():
-                features[attention] = encode(self.model, batch, needs)
+            with self.autocast(), self._only(self._layers[attention]):
+                features[attention] = self._encode(self.model, batch, needs)
         return features
+
+    @contextmanager
+    def _only(self, layers: nn.ModuleList) -> Iterator[None]:
+        """Lets the encoder run these layers; the model has all of them again afterwards, for its evaluation."""
+        encoder = self.model.bert.encoder
+        whole = encoder.layer
+        encoder.layer = layers
+        try:
+            yield
+        finally:
+            encoder.layer = whole
 
 
 def run_steps(
@@ -106,8 +125,8 @@ def run_steps(
         StageStopped: a process was asked to stop; all of them leave at the same step, with its updates done.
     """
     logs = {student.name: StudentLog() for student in students}
-    started, logged_tokens = time.perf_counter(), tokens
-    for step, batches in enumerate(steps, start=first_step + 1):
+    clock, logged_tokens = Clock(), tokens
+    for step, batches in enumerate(clock.time_waiting(steps), start=first_step + 1):
         counts = [count_units(batch) for batch in batches]
         totals, stopping = _sum_counts(counts, stop, processes)
         if stopping:
@@ -118,7 +137,7 @@ def run_steps(
             if processes.world_size == 1 and stop.interrupts():
                 # A step may take minutes, and whoever asks may not wait so long. Several processes end it together.
                 raise StageStopped(stop.signum, step - 1)
-            _forward_backward(students, teacher, batch.to(processes.device), share, logs, seeds)
+            _forward_backward(students, teacher, batch.to(processes.device, non_blocking=True), share, logs, seeds)
         for student in students:
             # One buffer a student: with three and more processes the order of a sum depends on the place in the buffer.
             sum_gradients(student.parameters, processes)
@@ -127,13 +146,14 @@ def run_steps(
         report = StepReport(step, tokens, None)
         if step % log_every == 0 or step == last_step:
             logged = {student.name: logs[student.name].read(processes) for student in students}
-            speed = (tokens - logged_tokens) / (time.perf_counter() - started)
+            speed = clock.read(tokens - logged_tokens)
             rates = {student.name: student.scheduler.get_last_lr()[0] for student in students}
-            shared = {name: {"learning_rate": rate, "tokens_per_second": speed} for name, rate in rates.items()}
+            shared = {name: {"learning_rate": rate, **speed} for name, rate in rates.items()}
             values = {name: {**mine.means, **shared[name]} for name, mine in logged.items() if mine}
             report = StepReport(step, tokens, values, {name: mine.losses for name, mine in logged.items() if mine})
-            started, logged_tokens = time.perf_counter(), tokens
-        yield report
+            logged_tokens = tokens
+        with clock.stopped():
+            yield report
 
 
 def _sum_counts(
@@ -157,18 +177,17 @@ def _forward_backward(
     features = teacher(batch) if teacher else {}
     for student in students:
         student.seed_dropout(**seeds)
-        objective = student.objective
-        loss, terms = objective(batch, features.get(objective.teacher_needs.attention), share)
+        loss, terms = student.loss(batch, features.get(student.objective.teacher_needs.attention), share)
         student.backward(loss)
         logs[student.name].add({"loss": loss, **terms})
 
 
 def count_units(batch: MicroBatch) -> dict[str, float]:
     """How many of each unit that a loss may average over are in a micro-batch."""
-    lengths = batch.lengths.double()
+    lengths = batch.lengths.numpy()  # on the CPU still
     return {
         MASKED: float(len(batch.labels)),
         TOKENS: float(lengths.sum()),
-        TOKEN_PAIRS: float(lengths.square().sum()),
+        TOKEN_PAIRS: float((lengths**2).sum()),
         SEQUENCES: float(len(lengths)),
     }

@@ -29,8 +29,8 @@ from distill.training.losses import MASK_DEPENDENT_LOSSES, MASKED, VECTORS, loss
 from distill.training.matches import Match
 from distill.training.precision import Autocast
 
-Share = Mapping[str, float]
-"""Unit -> this micro-batch's count over the whole step's count."""
+Share = Mapping[str, float | Tensor]
+"""Unit -> this micro-batch's count over the whole step's count (scalar tensors where the objective is compiled)."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Needs:
     logits: bool = True
     vectors: frozenset[tuple[str, int]] = frozenset()
     """("query", "key" or "value", attention layer)."""
+    layers: int = 0
+    """Encoder layers that must run for the matches, counted from the first; logits need all of them."""
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(
@@ -49,6 +51,7 @@ class Needs:
             self.attention or other.attention,
             self.logits or other.logits,
             self.vectors | other.vectors,
+            max(self.layers, other.layers),
         )
 
 
@@ -79,13 +82,24 @@ def needs_of(matches: Iterable[Match], side: str, *, logits: bool) -> Needs:
     for match in matches:
         feature, layers = match["feature"], match[f"layer_{side}"]
         layers = layers if isinstance(layers, list) else [layers]
+        # Hidden state n is the output of n layers, 0 that of the embeddings; all else of layer n is made inside it.
+        last = max(layers) + (feature != "hidden")
         if feature == "attention":
-            needs |= Needs(attention=True, logits=False)
+            needs |= Needs(attention=True, logits=False, layers=last)
         elif feature == "hidden":
-            needs |= Needs(hidden=frozenset(layers), logits=False)
+            needs |= Needs(hidden=frozenset(layers), logits=False, layers=last)
         else:
-            needs |= Needs(vectors=frozenset((feature, layer) for layer in layers), logits=False)
+            vectors = frozenset((feature, layer) for layer in layers)
+            needs |= Needs(vectors=vectors, logits=False, layers=last)
     return needs
+
+
+def needs_by_attention(needs: Iterable[Needs]) -> dict[bool, Needs]:
+    """What each of the teacher's forward passes must give: one with attention matrices, one without, or both."""
+    merged: dict[bool, Needs] = {}
+    for need in needs:
+        merged[need.attention] = merged.get(need.attention, need) | need
+    return merged
 
 
 def encode(model: BertForMaskedLM, batch: MicroBatch, needs: Needs) -> Features:
@@ -131,17 +145,22 @@ def _capture_vectors(
 
 
 def _attention_mask(model: BertForMaskedLM, batch: MicroBatch) -> Tensor | None:
-    """[B, L], or [B, 1, L, L] where documents are kept apart; padding, as a query, sees its row's last document."""
-    ids = batch.document_ids
-    if ids is None:
-        return batch.attention_mask
-    sees = ids[:, None, :, None] == ids[:, None, None, :]
+    """Who sees whom, [B, 1, 1 or L, L], or None for everybody; padding, as a query, sees its row's last document.
+
+    Ready-made, because of a [B, L] mask transformers asks whether it is all ones, for which the host waits for the
+    device; we know it from the lengths.
+    """
+    ids, sees = batch.document_ids, None
     if batch.attention_mask is not None:
-        sees &= batch.attention_mask[:, None, None, :].bool()
-    if model.config._attn_implementation != "eager":
+        sees = batch.attention_mask[:, None, None, :].bool()
+    if ids is not None:
+        same = ids[:, None, :, None] == ids[:, None, None, :]
+        sees = same if sees is None else same & sees
+    if sees is None or model.config._attn_implementation != "eager":
         return sees
     # transformers' eager attention adds a ready-made mask as it is, so that True would count as 1.
-    return torch.zeros(sees.shape, device=sees.device).masked_fill_(~sees, torch.finfo(torch.float16).min)
+    nothing = torch.zeros(sees.shape, device=sees.device, dtype=model.dtype)
+    return nothing.masked_fill_(~sees, torch.finfo(torch.float16).min)
 
 
 class Objective(nn.Module):
@@ -204,8 +223,15 @@ class Objective(nn.Module):
             teacher: features with at least `teacher_needs`; None without a teacher.
             share: unit -> this micro-batch's part of the step's count.
         Returns:
-            A scalar whose sum over all micro-batches is the step's loss, and name -> scalar likewise.
+            A scalar whose sum over all micro-batches is the step's loss, and name -> scalar likewise, without graph.
         """
+        loss, terms = self.loss_and_terms(batch, teacher, share)
+        return loss, {name: term.detach() for name, term in terms.items()}
+
+    def loss_and_terms(
+        self, batch: MicroBatch, teacher: Features | None, share: Share
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What `forward` gives, with terms that can be differentiated."""
         with self.autocast():
             features = encode(self.student, batch, self.student_needs)
         mlm = None
@@ -214,7 +240,7 @@ class Objective(nn.Module):
             mlm = F.cross_entropy(features.logits, batch.labels, reduction="sum") / max(1, len(batch.labels))
         if not self.distilled or teacher is None:
             assert mlm is not None
-            return mlm * share[MASKED], {"mlm": mlm.detach() * share[MASKED]}
+            return mlm * share[MASKED], {"mlm": mlm * share[MASKED]}
         results_S, results_T = features.by_name(), teacher.by_name()
         if self.use_kd and len(batch.labels):
             results_S["logits"], results_T["logits"] = [features.logits], [teacher.logits]
@@ -247,15 +273,34 @@ class Objective(nn.Module):
         used = (("kd", "unweighted_kd_loss", self.use_kd), ("mlm", "unweighted_hard_label_loss", self.use_mlm))
         for short, name, is_used in used:
             if is_used:
-                named[short] = terms[name].detach() * share[MASKED]
+                named[short] = terms[name] * share[MASKED]
         for match in self.matches:
-            layers = [match["layer_S"], match["layer_T"]]
-            s, t = ("-".join(map(str, n)) if isinstance(n, list) else str(n) for n in layers)
+            s, t = _layer_names(match)
             value = terms[f"unweighted_{match['feature']}_{match['loss']}_{s}_{t}"]
-            name = f"{match['feature']}_{match['loss']}" if match["feature"] in VECTORS else match["loss"]
-            named[f"{name}_{s}_{t}"] = value.detach() * share[loss_unit(match["loss"])]
+            named[_term_name(match)] = value * share[loss_unit(match["loss"])]
         return named
+
+    def term_weights(self) -> dict[str, float]:
+        """The weight of each term in the loss, by its short name."""
+        weights = {"kd": self.kd_weight} if self.use_kd else {}
+        if self.use_mlm:
+            weights["mlm"] = self.mlm_weight if self.distilled else 1.0
+        for match in self.matches:
+            weights[_term_name(match)] = match["weight"]
+        return weights
 
     def _project(self, projection: nn.Module, states: Tensor) -> Tensor:
         with self.autocast():
             return projection(states).float()
+
+
+def _term_name(match: Match) -> str:
+    """What the log calls a match's term: hidden_mse_3_6, query_relation_3_6."""
+    loss = f"{match['feature']}_{match['loss']}" if match["feature"] in VECTORS else match["loss"]
+    return "_".join([loss, *_layer_names(match)])
+
+
+def _layer_names(match: Match) -> list[str]:
+    """Student and teacher layer of a match as TextBrewer writes them: 3, or 3-3 for a pair."""
+    layers = [match["layer_S"], match["layer_T"]]
+    return ["-".join(map(str, n)) if isinstance(n, list) else str(n) for n in layers]

@@ -1,5 +1,6 @@
 """One stage on one process: loads what it needs, runs the loop, evaluates, saves, and leaves finished model folders."""
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from distill.modeling.initialise import copy_layers
 from distill.modeling.models import build_model, load_config, load_masked_lm, load_tokenizer, save_model
 from distill.modeling.weight_files import has_head
 from distill.recipe import MaskSchedule, Stage, Student
+from distill.training.accounting import Throughput, measure_peak, pass_flops
 from distill.training.bookkeeping import Bookkeeper
 from distill.training.checkpoint import (
     checkpoint_path,
@@ -29,10 +31,11 @@ from distill.training.checkpoint import (
     newest_checkpoint,
     set_damaged_aside,
 )
+from distill.training.compiling import should_compile
 from distill.training.loop import StageStopped, StepReport, TeacherPass, run_steps
 from distill.training.matches import resolve_matches
 from distill.training.metrics import StatusFile
-from distill.training.precision import Autocast, autocast_for, choose_dtype
+from distill.training.precision import autocast_for, choose_dtype
 from distill.training.processes import Processes, share_from_first, wait_for_all
 from distill.training.signals import StopRequest
 from distill.training.student import StudentRun, derive_seed, student_seed
@@ -79,23 +82,28 @@ def train_stage(
         TrainingFailed: a loss or gradient is no number, or the disk takes no checkpoint when one is needed.
         OSError: the disk takes no model.
     """
-    dtype = choose_dtype(stage.precision, processes.device)
+    dtype, compiled = choose_dtype(stage.precision, processes.device), should_compile(stage.compile, processes.device)
     rows = PackedRows(paths.dataset / "train")
     steps = stage.num_steps(len(rows))
     vocabulary = MaskVocabulary.from_tokenizer(load_tokenizer(paths.tokenizer))
     teacher_model = _load_teacher(stage, students, paths)
-    runs = [_start_student(name, stage, paths, teacher_model, steps, processes.device, dtype) for name in students]
-    teacher = _start_teacher(teacher_model, runs, processes.device, autocast_for(dtype, processes.device), status)
+    runs = [
+        _start_student(name, stage, paths, teacher_model, steps, processes.device, dtype, compiled=compiled)
+        for name in students
+    ]
+    teacher = _start_teacher(teacher_model, runs, processes.device, dtype, status, compiled=compiled)
     first_step, tokens = _resume(runs, paths.checkpoints, processes, status)
-    status.note(f"training on {processes.device} in {str(dtype).removeprefix('torch.')}, from step {first_step:,}")
+    arithmetic = str(dtype).removeprefix("torch.") + (", compiled (the first step takes a while)" if compiled else "")
+    status.note(f"training on {processes.device} in {arithmetic}, from step {first_step:,}")
     if len(rows) < stage.global_batch_size:
         status.note(f"the corpus has {len(rows):,} rows, fewer than one step takes; they repeat within a step")
     dev = _dev_batches(stage, paths, vocabulary, processes)
     batches = functools.partial(_make_batches, stage, rows, vocabulary, steps)
     keeper = Bookkeeper(
-        stage, paths.stage, steps=steps, first_step=first_step, runs=runs,
-        teacher=teacher if paths.teacher and has_head(paths.teacher) else None, dev=dev, processes=processes,
+        stage, paths.stage, steps=steps, first_step=first_step, runs=runs, teacher=teacher,
+        teacher_has_head=bool(paths.teacher and has_head(paths.teacher)), dev=dev, processes=processes,
         status=status, stop=stop, whole_step=lambda step: _whole_step(batches, stage, rows, step),
+        throughput=Throughput(flops_per_token=_pass_flops(stage, runs, teacher), peak=measure_peak(dtype, processes)),
     )  # fmt: skip
     reports = run_steps(
         runs, teacher, _load_steps(batches(processes), first_step, steps, processes), first_step=first_step,
@@ -107,6 +115,7 @@ def train_stage(
         for last in reports:
             stop.listen()
             keeper.after(last)
+        keeper.summarise()
     except StageStopped:
         keeper.save(last, is_needed=True)
         raise
@@ -125,20 +134,22 @@ def _load_teacher(stage: Stage, students: Iterable[str], paths: StagePaths) -> B
 
 
 def _start_teacher(
-    model: BertForMaskedLM | None, runs: list[StudentRun], device: torch.device, autocast: Autocast, status: StatusFile
-) -> TeacherPass | None:
+    model: BertForMaskedLM | None, runs: list[StudentRun], device: torch.device, dtype: torch.dtype,
+    status: StatusFile, *, compiled: bool,
+) -> TeacherPass | None:  # fmt: skip
     if model is None:
         return None
-    torch.nn.Module.to(model, device)
+    # All of it in the stage's dtype, once: autocast would cast every weight in every forward, and states in between.
+    torch.nn.Module.to(model, device=device, dtype=dtype)
     needs = [run.objective.teacher_needs for run in runs]
     if any(need.attention for need in needs):
         status.note("attention matches need eager attention: slower and with more memory than the fused kernel")
-    return TeacherPass(model, needs, autocast)
+    return TeacherPass(model, needs, contextlib.nullcontext, compiled=compiled)
 
 
 def _start_student(
     name: str, stage: Stage, paths: StagePaths, teacher: BertForMaskedLM | None, steps: int, device: torch.device,
-    dtype: torch.dtype,
+    dtype: torch.dtype, *, compiled: bool,
 ) -> StudentRun:  # fmt: skip
     """A student at step 0; a function of the recipe alone."""
     settings = stage.students[name]
@@ -157,6 +168,16 @@ def _start_student(
     return StudentRun(
         name, model, settings, matches=matches, distilled=teacher is not None, steps=steps,
         seed_parts=(stage.seed, stage.name), device=device, dtype=dtype, autocast=autocast_for(dtype, device),
+        compiled=compiled,
+    )  # fmt: skip
+
+
+def _pass_flops(stage: Stage, runs: list[StudentRun], teacher: TeacherPass | None) -> float:
+    """Model FLOPs a token of the whole pass."""
+    return pass_flops(
+        teacher.model.config if teacher else None,
+        [(run.objective.student.config, run.objective.matches, run.settings) for run in runs],
+        length=stage.max_seq_length, head_share=stage.data.mean_mask_probability(),
     )  # fmt: skip
 
 

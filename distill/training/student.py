@@ -12,6 +12,7 @@ from transformers import BertForMaskedLM, get_scheduler
 
 from distill.errors import InputError
 from distill.recipe import Student
+from distill.training.compiling import Loss, compile_loss
 from distill.training.matches import Match
 from distill.training.objective import Objective
 from distill.training.precision import Autocast
@@ -48,6 +49,7 @@ class StudentRun:
         device: torch.device,
         dtype: torch.dtype,
         autocast: Autocast,
+        compiled: bool = False,
     ) -> None:
         self.name = name
         self.settings = settings
@@ -60,6 +62,10 @@ class StudentRun:
                 kd_weight=settings.kd_weight * scale, mlm_weight=settings.mlm_weight, distilled=distilled,
                 autocast=autocast,
             ).to(device).train()  # fmt: skip
+        # The hooks that catch queries, keys and values come and go with each forward, which dynamo cannot follow.
+        can_compile = not self.objective.student_needs.vectors
+        self.loss: Loss = compile_loss(self.objective) if compiled and can_compile else self.objective
+        """The objective as the loop calls it."""
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.objective, settings.weight_decay),
             lr=settings.learning_rate, betas=(0.9, 0.999), eps=1e-6, fused=device.type in ("cpu", "cuda"),
