@@ -5,13 +5,13 @@ import shutil
 import pytest
 import torch
 from test_loop import TEACHER, start_run
-from test_stage import HIDDEN, make_stage, metrics, stop_before, train, weights
-from tiny import ALONE, LENGTH, make_batch, tiny_config, tiny_model
+from test_stage import make_stage, metrics, train, weights
+from tiny import ALONE, LENGTH, StopBeforeStep, make_batch, tiny_config, tiny_model
 
 from distill.errors import InputError
 from distill.recipe import Student
 from distill.training.compiling import should_compile
-from distill.training.loop import UNITS, TeacherPass
+from distill.training.loop import UNITS, StageStopped, TeacherPass
 from distill.training.matches import resolve_matches
 from distill.training.precision import autocast_for
 from distill.training.student import StudentRun
@@ -35,6 +35,7 @@ def test_compile_without_compiler_is_refused_in_one_line(monkeypatch):
 @pytest.fixture(autouse=True)
 def forget_compiled_code():
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
 
 
 def loss_and_gradients(*, compiled, matches, batches, dtype=torch.float32):
@@ -60,7 +61,7 @@ def loss_and_gradients(*, compiled, matches, batches, dtype=torch.float32):
 @needs_compiler
 @pytest.mark.slow
 def test_losses_and_gradients_are_the_same_but_for_rounding_and_there_is_one_graph():
-    matches = ("uniform", "uniform:attention_mse", "uniform:mmd_fixed")
+    matches = ("uniform", "uniform:attention_mse")
     batches = [make_batch([LENGTH, 9, 12, LENGTH], masked, seed=n) for n, masked in
                enumerate([[3, 1, 2, 1], [2, 2, 5, 1], [4, 1, 1, 2]])]  # fmt: skip
     expected, expected_gradients = loss_and_gradients(compiled=False, matches=matches, batches=batches)
@@ -78,21 +79,18 @@ def test_losses_and_gradients_are_the_same_but_for_rounding_and_there_is_one_gra
 
 @needs_compiler
 @pytest.mark.slow
-def test_a_compiled_run_follows_the_plain_one_and_resumes_to_the_same_weights(world):
+def test_a_stopped_compiled_run_goes_on_to_the_same_weights(world):
     """After a stop the first batch compiled is another one; code that depends on the first would round otherwise."""
-    students = {"a": {**HIDDEN, "dropout": 0.0}}
-    stage = make_stage(students, steps=5, compile=True)
+    stage = make_stage({"a": {"config": "student.json"}}, teacher=None, steps=4, compile=True, eval_every=9)
     whole = train(world, stage, "whole")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, "with padding and without"
     torch._dynamo.reset()
-    stop_before(world, stage, "stopped", 3)
+    with pytest.raises(StageStopped):
+        train(world, stage, "stopped", stop=StopBeforeStep(3))
     torch._dynamo.reset()
     stopped = train(world, stage, "stopped")
     assert weights(whole, "a") == weights(stopped, "a")
     assert metrics(whole) == metrics(stopped)
-    plain = train(world, make_stage(students, steps=5), "plain")
-    for ours, theirs in zip(metrics(whole, split="train"), metrics(plain, split="train"), strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-    assert weights(whole, "a") != weights(plain, "a"), "nothing was compiled"
 
 
 def test_the_loop_calls_the_objective_itself_without_compile():
