@@ -63,7 +63,7 @@ def test_in_bf16_weights_moments_losses_and_gradients_stay_float32():
     assert teacher.model.bert.encoder.layer[0].intermediate.dense.weight.dtype == torch.bfloat16
     tensors = [loss, *terms.values(), features.logits, *(state for state in features.hidden if state is not None)]
     tensors += [parameter.grad for parameter in student.parameters] + student.parameters
-    student.step()
+    student.step(1)
     tensors += [value for state in student.optimizer.state.values() for value in state.values()]
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
 
