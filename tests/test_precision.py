@@ -80,11 +80,11 @@ def curve(dtype, **settings):
 
 
 @pytest.mark.slow
-def test_two_hundred_steps_in_bf16_follow_the_float32_curve_within_two_percent():
+def test_two_hundred_steps_in_bf16_follow_the_float32_curve_within_a_thousandth():
     """The loss falls by far more than the band, and a learning rate a tenth lower leaves the band."""
+    band = 0.001
     single, half = curve(torch.float32), curve(torch.bfloat16)
     slower = curve(torch.float32, learning_rate=2.7e-3)
-    assert float(single[-1]) < 0.8 * float(single[0])
+    assert float(single[-1]) < 0.9 * float(single[0])
     apart, control = (float(((other - single) / single).abs().max()) for other in (half, slower))
-    assert apart < 0.02
-    assert control > 0.02
+    assert apart < band < control
