@@ -28,6 +28,7 @@ setup(
         "typer>=0.20",
         "rich>=14",
         "tqdm>=4.66",
+        "psutil>=5.9",
         "numpy>=2",
         "pyarrow>=21",
         "safetensors>=0.6",

@@ -180,12 +180,14 @@ def describe_stage(plan: StagePlan, students: list[str], cluster: Cluster) -> st
     stage = plan.stage
     per_process = -(-stage.global_batch_size // cluster.world_size)
     micro = min(stage.rows_per_forward(), per_process)
+    pieces = f"{-(-per_process // micro)} micro-batch(es) x up to {micro}"
+    if stage.micro_batch_size == "auto":
+        pieces = "micro-batches of a size that is tried out at the start"
     source = f"from {stage.teacher}" if stage.teacher else "without a teacher"
     length = f"{stage.steps:,} steps" if stage.steps else f"{stage.epochs:g} epochs"
     return (
         f"{stage.name}: {', '.join(students)} {source}, {length} of {stage.global_batch_size:,} sequences = "
-        f"{cluster.world_size} process(es) x {-(-per_process // micro)} micro-batch(es) x up to {micro}, "
-        f"{stage.max_seq_length} tokens each"
+        f"{cluster.world_size} process(es) x {pieces}, {stage.max_seq_length} tokens each"
     )
 
 

@@ -93,6 +93,10 @@ def _plan_stage(stage: Stage, made: dict[str, PlannedModel], models: Path) -> St
         for name, student in stage.students.items()
         if student.init
     }
+    if teacher and stage.teacher_cache and stage.teacher_cache.method == "top_k":
+        if stage.teacher_cache.size > teacher.config.vocab_size:
+            raise InputError(f"{where}: teacher_cache keeps {stage.teacher_cache.size} tokens, but the vocabulary of "
+                             f"{teacher.name} has {teacher.config.vocab_size}; lower teacher_cache.size")  # fmt: skip
     try:
         tokenizer_dir = _find_tokenizer(stage, teacher, inits)
         tokenizer = load_tokenizer(tokenizer_dir)

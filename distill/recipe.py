@@ -25,7 +25,8 @@ Packing = Literal["chunks", "documents", "full_sentences", "doc_sentences", "lin
 
 # Two runs that differ only in these train the same models.
 OPERATIONAL_FIELDS = {
-    "micro_batch_size", "compile", "save_every", "eval_every", "log_every", "keep_checkpoints", "skip_bad_steps",
+    "micro_batch_size", "compile", "shard_teacher", "save_every", "eval_every", "log_every", "keep_checkpoints",
+    "skip_bad_steps",
 }  # fmt: skip
 
 
@@ -132,6 +133,24 @@ class Data(_Model):
         return self
 
 
+MicroBatchSize = Annotated[
+    Annotated[Positive, Tag("(number)")] | Annotated[Literal["auto"], Tag("(word)")],
+    Discriminator(lambda value: "(word)" if isinstance(value, str) else "(number)"),
+]
+
+
+class TeacherCache(_Model):
+    """The teacher's logits, made once and kept on disk; for stages whose students learn from logits alone."""
+
+    method: Literal["sample", "top_k"] = Field(
+        "sample",
+        description="sample: draws from the teacher's probabilities, unbiased; top_k: the likeliest tokens, biased",
+    )
+    size: Annotated[int, Field(ge=1, le=4096), BeforeValidator(_whole)] = Field(
+        64, description="draws, or kept tokens, a masked token"
+    )
+
+
 class Student(_Model):
     """One model to train: what it is, where its weights start, and what it learns from."""
 
@@ -187,12 +206,20 @@ class Stage(_Model):
         None, description="passes over the rows, instead of steps"
     )
     global_batch_size: Positive = Field(256, description="sequences in one optimiser step over all processes")
-    micro_batch_size: Positive | None = Field(
-        None, description="sequences in one forward of one process; default: 8192 tokens' worth"
+    micro_batch_size: MicroBatchSize | None = Field(
+        None,
+        description="sequences in one forward of one process; default: 8192 tokens' worth; auto: the most that fit, "
+        "tried once at the start",
+    )
+    shard_teacher: bool = Field(
+        False, description="true: the teacher's layers are spread over the processes, if one device cannot hold it"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto = bf16 where hardware has it")
     compile: Literal["auto"] | bool = Field(
         "auto", description="torch.compile of teacher and students; auto = on GPUs, where it pays (docs/performance.md)"
+    )
+    teacher_cache: TeacherCache | None = Field(
+        None, description='{"method": "sample", "size": 64}: the teacher runs once, then its sparse logits are read'
     )
     seed: Seed = Field(0, description="decides order and masks, and what students start from")
     save_every: Positive | None = Field(None, description="steps between checkpoints; default: a tenth of the run")
@@ -222,6 +249,27 @@ class Stage(_Model):
                 raise ValueError(f"student '{name}' has '{what}', but the stage has no 'teacher'")
         return self
 
+    @model_validator(mode="after")
+    def _cache_holds_what_students_need(self) -> "Stage":
+        if self.teacher_cache is None:
+            return self
+        if self.teacher is None:
+            raise ValueError("'teacher_cache', but the stage has no 'teacher'")
+        for name, student in self.students.items():
+            if student.matches:
+                raise ValueError(f"student '{name}' has 'matches', but a teacher_cache holds logits alone; "
+                                 f'set "matches" to [] or leave the cache out')  # fmt: skip
+            if student.kd_loss != "ce":
+                raise ValueError(f"student '{name}': kd_loss '{student.kd_loss}' needs all logits; a teacher_cache "
+                                 f"serves 'ce' alone")  # fmt: skip
+            if not student.kd_weight:
+                raise ValueError(f"student '{name}': kd_weight 0 uses no logits; leave 'teacher_cache' out")
+        temperatures = sorted({student.temperature for student in self.students.values()})
+        if len(temperatures) > 1:
+            raise ValueError(f"students with temperatures {', '.join(f'{t:g}' for t in temperatures)}, but a "
+                             f"teacher_cache is made at one; put them into stages of their own")  # fmt: skip
+        return self
+
     def num_steps(self, num_rows: int) -> int:
         """Optimiser steps of this stage over a packed dataset of `num_rows` rows."""
         if self.steps is not None:
@@ -230,8 +278,13 @@ class Stage(_Model):
         return max(1, -(-int(self.epochs * num_rows) // self.global_batch_size))
 
     def rows_per_forward(self) -> int:
-        """`micro_batch_size`, or as many sequences as make 8192 tokens, which fits common machines."""
-        return self.micro_batch_size or max(1, 8192 // self.max_seq_length)
+        """`micro_batch_size`, or as many sequences as make 8192 tokens, which fits common machines.
+
+        For "auto" this is what dev batches have; training/micro_batch.py finds the size for training.
+        """
+        if isinstance(self.micro_batch_size, int):
+            return self.micro_batch_size
+        return max(1, 8192 // self.max_seq_length)
 
 
 class Recipe(_Model):

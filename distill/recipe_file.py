@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from distill.errors import InputError
 from distill.json_file import nearest, parse_json, read_json, short
-from distill.recipe import Data, Recipe, Stage, Student
+from distill.recipe import Data, Recipe, Stage, Student, TeacherCache
 
 STAGE_FIELDS = set(Stage.model_fields) - {"name", "students"}
 STUDENT_FIELDS = set(Student.model_fields)
@@ -225,10 +225,13 @@ def _first_problem(error: ValidationError, raw: dict) -> str:
     if "students" in loc[:-1]:
         at = loc.index("students")
         loc[at : at + 2] = [f"student '{loc[at + 1]}'"]
-    known = {"data": Data}.get(str(loc[-2]) if len(loc) > 1 else "", None)
-    place = ", ".join(str(part) for part in loc if part not in ("list[str]", "str", "(number)", "(schedule)"))
+    fields = {"data": Data.model_fields, "teacher_cache": TeacherCache.model_fields}
+    known = fields.get(str(loc[-2])) if len(loc) > 1 else None
+    place = ", ".join(str(part) for part in loc if part not in ("list[str]", "str", "(number)", "(schedule)", "(word)"))
     if problem["type"] == "extra_forbidden":
-        return f"{place}: unknown key{nearest(str(loc[-1]), known.model_fields) if known else ''}"
+        return f"{place}: unknown key{nearest(str(loc[-1]), known) if known else ''}"
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "model_type":
+        message = "expected an object in braces"
     found = "" if problem["type"] in ("missing", "value_error") else f", found {short(problem['input'])}"
     return f"{place + ': ' if place else ''}{message[0].lower() + message[1:]}{found}"

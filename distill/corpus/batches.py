@@ -42,6 +42,8 @@ class MicroBatch:
     samples: range  # sample numbers (for development: rows), for error messages
     document_ids: Tensor | None = None  # [B, L] attend within equal numbers only; None = within the whole row
     position_ids: Tensor | None = None  # [B, L] from 0 in each document; None = from 0 in the row
+    teacher_ids: Tensor | None = None  # [N, K] tokens of a cached teacher (training/teacher_cache.py)
+    teacher_weights: Tensor | None = None  # [N, K] and their weights
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "MicroBatch":
         """The same batch on another device."""
@@ -101,19 +103,21 @@ class StepBatches(Dataset[list[MicroBatch]]):
         }
         self._probability, self._static_masks = probability, static_masks
         self._located: tuple[range, Ints, Ints] = range(0), np.empty(0, np.int64), np.empty(0, np.int64)
-        self._global_batch_size = global_batch_size
+        self.global_batch_size = global_batch_size
         first, last = (global_batch_size * r // world_size for r in (rank, rank + 1))
         largest_part = -(-global_batch_size // world_size)
         num_micro_batches = min(-(-largest_part // micro_batch_size), last - first)
         self._bounds = [first + (last - first) * i // num_micro_batches for i in range(num_micro_batches + 1)]
 
     def __getitem__(self, step: int) -> list[MicroBatch]:
-        first = step * self._global_batch_size
-        probability = self._probability(step) if callable(self._probability) else self._probability
+        first = step * self.global_batch_size
         bounds = zip(self._bounds, self._bounds[1:], strict=False)
-        return [self._load(range(first + a, first + b), probability) for a, b in bounds]
+        return [self.load(range(first + a, first + b)) for a, b in bounds]
 
-    def _load(self, samples: range, probability: float) -> MicroBatch:
+    def load(self, samples: range) -> MicroBatch:
+        """Any samples of one optimiser step as a micro-batch."""
+        step = samples.start // self.global_batch_size
+        probability = self._probability(step) if callable(self._probability) else self._probability
         epochs, row_numbers = self._locate(samples)
         draws = np.arange(samples.start, samples.stop)
         if self._static_masks is not None:

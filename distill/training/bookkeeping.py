@@ -13,7 +13,7 @@ from distill.training.bad_batches import write_bad_batch
 from distill.training.checkpoint import save_checkpoint
 from distill.training.evaluate import evaluate_masked_lm
 from distill.training.gradients import term_gradient_norms
-from distill.training.loop import StageStopped, StepReport, TeacherPass, TrainingFailed
+from distill.training.loop import StageStopped, StepReport, Teacher, TeacherPass, TrainingFailed
 from distill.training.metrics import MetricsLog, StatusFile
 from distill.training.processes import Processes, share_from_first
 from distill.training.signals import StopRequest
@@ -37,8 +37,6 @@ class Bookkeeper:
         steps: int,
         first_step: int,
         runs: list[StudentRun],
-        teacher: TeacherPass | None,
-        teacher_has_head: bool,
         dev: list[MicroBatch] | None,
         processes: Processes,
         status: StatusFile,
@@ -50,11 +48,10 @@ class Bookkeeper:
         Args:
             folder: the stage's.
             first_step: steps that were done before this run.
-            teacher_has_head: whether it can be measured.
         """
         self.stage, self.folder, self.steps, self.first_step = stage, folder, steps, first_step
-        self.runs, self.teacher, self.teacher_has_head, self.dev = runs, teacher, teacher_has_head, dev
-        self.throughput, self.probe = throughput, whole_step(1)[0][0]
+        self.runs, self.dev, self.throughput = runs, dev, throughput
+        self._probe: tuple[Teacher | None, MicroBatch] | None = None
         self.processes, self.status, self.stop, self.whole_step = processes, status, stop, whole_step
         self.save_every, self.eval_every = stage.save_every or -(-steps // 10), stage.eval_every or -(-steps // 10)
         names = [run.name for run in runs] + ([TEACHER] if first_step == 0 else [])
@@ -63,11 +60,23 @@ class Bookkeeper:
         self.saved_step = first_step or -1
         self.shown: dict[str, float] = {}
 
+    def measure_teacher(self, teacher: TeacherPass, dev: list[MicroBatch] | None, processes: Processes) -> None:
+        """Measures the teacher before the first step, as the mark to reach.
+
+        Args:
+            dev: the part of the dev batches that this process measures, among `processes`.
+        """
+        if dev is not None and self.first_step == 0:
+            values = evaluate_masked_lm(teacher.model, dev, processes, teacher.autocast, self.stop)
+            self._write_dev(TEACHER, StepReport(0, 0, None), values)
+
+    def watch_gradients(self, teacher: Teacher | None, batch: MicroBatch) -> None:
+        """From now on the terms' gradients are measured on this micro-batch at every dev evaluation."""
+        self._probe = teacher, batch
+
     def before(self, report: StepReport) -> None:
-        """Measures the teacher once, as the mark to reach, and what a stop kept from being measured."""
+        """Measures what a stop kept from being measured."""
         self.logged_tokens = report.tokens
-        if self.teacher and self.teacher_has_head and self.first_step == 0:
-            self._evaluate(self.teacher.model, TEACHER, report)
         if self.first_step and self._is_dev_step(self.first_step):
             for run in self.runs:
                 missing = self.log is not None and not self.log.has_dev(self.first_step, run.name)
@@ -206,14 +215,16 @@ class Bookkeeper:
                     )
 
     def _measure_gradients(self, report: StepReport) -> None:
-        """Gradient norms of the terms on the stage's first sequences, the same each time and on every process.
+        """Gradient norms of the terms, on the same sequences each time and on every process.
 
         All processes take part, though the first alone writes: where the teacher is sharded it runs on all or none.
         """
-        batch = self.probe.to(self.processes.device)
+        if self._probe is None:
+            return
+        teacher, batch = self._probe[0], self._probe[1].to(self.processes.device)
         for run in self.runs:
             scale = run.scaler.get_scale()
-            norms = term_gradient_norms(run.objective, batch, self.teacher, scale=scale)
+            norms = term_gradient_norms(run.objective, batch, teacher, scale=scale)
             self._write("gradients", run.name, report, norms)
 
     def _is_dev_step(self, step: int) -> bool:
@@ -223,7 +234,9 @@ class Bookkeeper:
         if self.dev is None:
             return
         autocast = self.runs[0].objective.autocast
-        values = evaluate_masked_lm(model, self.dev, self.processes, autocast, self.stop)
+        self._write_dev(name, report, evaluate_masked_lm(model, self.dev, self.processes, autocast, self.stop))
+
+    def _write_dev(self, name: str, report: StepReport, values: Mapping[str, float] | None) -> None:
         if values is None:
             raise StageStopped(self.stop.signum or 15, report.step)
         self._write("dev", name, report, values)

@@ -47,6 +47,9 @@ def compile_loss(objective: Objective) -> Loss:
         _mark_masked_count(batch)
         if teacher is not None and teacher.logits is not None:
             torch._dynamo.maybe_mark_dynamic(teacher.logits, 0)
+        if teacher is not None and teacher.sparse is not None:
+            for tensor in (teacher.sparse.ids, teacher.sparse.weights):
+                torch._dynamo.maybe_mark_dynamic(tensor, [0, 1])
         # As numbers they would be part of the code, which would be compiled again for each micro-batch.
         device = batch.input_ids.device
         values = torch.tensor(list(share.values())).to(device, non_blocking=True).unbind()

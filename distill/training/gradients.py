@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from distill.corpus.batches import MicroBatch
-from distill.training.loop import TeacherPass
+from distill.training.loop import Teacher
 from distill.training.losses import UNITS
 from distill.training.objective import Objective
 
 
 def term_gradient_norms(
-    objective: Objective, batch: MicroBatch, teacher: TeacherPass | None, *, scale: float = 1.0
+    objective: Objective, batch: MicroBatch, teacher: Teacher | None, *, scale: float = 1.0
 ) -> dict[str, float]:
     """The gradient norm of every term with respect to the student's parameters, plain and times the term's weight.
 

@@ -12,7 +12,7 @@ What is decided elsewhere: which samples and masks (`corpus.batches`), what a lo
 
 import logging
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -32,6 +32,9 @@ from distill.training.step_log import StudentLog
 from distill.training.student import StudentRun
 
 logger = logging.getLogger(__name__)
+
+Teacher = Callable[[MicroBatch], dict[bool, Features]]
+"""Micro-batch -> features, by whether they came with attention matrices: a `TeacherPass`, or what stands in for it."""
 
 
 class StageStopped(Exception):
@@ -104,7 +107,7 @@ class TeacherPass:
 
 def run_steps(
     students: list[StudentRun],
-    teacher: TeacherPass | None,
+    teacher: Teacher | None,
     steps: Iterable[list[MicroBatch]],
     *,
     first_step: int,
@@ -167,7 +170,7 @@ def _sum_counts(
 
 def _forward_backward(
     students: list[StudentRun],
-    teacher: TeacherPass | None,
+    teacher: Teacher | None,
     batch: MicroBatch,
     share: dict[str, float],
     logs: dict[str, StudentLog],
@@ -180,6 +183,20 @@ def _forward_backward(
         loss, terms = student.loss(batch, features.get(student.objective.teacher_needs.attention), share)
         student.backward(loss)
         logs[student.name].add({"loss": loss, **terms})
+
+
+def rehearse_step(students: list[StudentRun], teacher: Teacher | None, batch: MicroBatch) -> None:
+    """Forward and backward of a micro-batch as in training, for the time and memory that they take.
+
+    Weights, optimisers and random state are as before, gradients are cleared.
+    """
+    on_gpu = batch.input_ids.device.type == "cuda"
+    with torch.random.fork_rng(devices=[batch.input_ids.device] if on_gpu else []):
+        _forward_backward(students, teacher, batch, dict.fromkeys(UNITS, 1.0),
+                          {student.name: StudentLog() for student in students},
+                          {"step": 0, "micro_step": 0, "rank": 0})  # fmt: skip
+    for student in students:
+        student.clear_gradients()
 
 
 def count_units(batch: MicroBatch) -> dict[str, float]:

@@ -28,6 +28,7 @@ from distill.json_file import nearest
 from distill.training.losses import MASK_DEPENDENT_LOSSES, MASKED, VECTORS, loss_unit
 from distill.training.matches import Match
 from distill.training.precision import Autocast
+from distill.training.sparse_logits import SPARSE_KD_LOSS, SparseLogits
 
 Share = Mapping[str, float | Tensor]
 """Unit -> this micro-batch's count over the whole step's count (scalar tensors where the objective is compiled)."""
@@ -64,6 +65,7 @@ class Features:
     logits: Tensor | None
     vectors: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
     """"query", "key", "value" -> attention layer -> [B, L, H], those that are needed."""
+    sparse: SparseLogits | None = None  # in place of logits, from a teacher cache
 
     def by_name(self) -> dict[str, Any]:
         """Matchable features under TextBrewer's names."""
@@ -72,8 +74,9 @@ class Features:
 
 def check_kd_loss(name: str, *, where: str) -> None:
     """InputError unless TextBrewer's registry has this KD loss."""
-    if name not in KD_LOSS_MAP:
-        raise InputError(f"{where}: unknown kd_loss '{name}'{nearest(name, KD_LOSS_MAP)}")
+    usable = KD_LOSS_MAP.keys() - {SPARSE_KD_LOSS}  # comes with teacher_cache
+    if name not in usable:
+        raise InputError(f"{where}: unknown kd_loss '{name}'{nearest(name, usable)}")
 
 
 def needs_of(matches: Iterable[Match], side: str, *, logits: bool) -> Needs:
@@ -243,7 +246,7 @@ class Objective(nn.Module):
             return mlm * share[MASKED], {"mlm": mlm * share[MASKED]}
         results_S, results_T = features.by_name(), teacher.by_name()
         if self.use_kd and len(batch.labels):
-            results_S["logits"], results_T["logits"] = [features.logits], [teacher.logits]
+            results_S["logits"], results_T["logits"] = [features.logits], [teacher.sparse or teacher.logits]
         if mlm is not None:
             results_S["losses"] = [mlm]
         mask = batch.attention_mask

@@ -54,6 +54,14 @@ def sum_over_processes(values: Tensor, processes: Processes) -> Tensor:
     return values
 
 
+def largest_over_processes(value: float, processes: Processes) -> float:
+    """The largest of a number that each process has."""
+    values = torch.tensor([value], dtype=torch.float64)
+    if processes.world_size > 1:
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values.item()
+
+
 def wait_for_all(processes: Processes) -> None:
     """Returns when every process has come here."""
     sum_over_processes(torch.zeros(1), processes)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import BertForMaskedLM
 
 from distill.corpus.batches import DevBatches, MicroBatch, StepBatches
@@ -32,13 +32,18 @@ from distill.training.checkpoint import (
     set_damaged_aside,
 )
 from distill.training.compiling import should_compile
-from distill.training.loop import StageStopped, StepReport, TeacherPass, run_steps
+from distill.training.fill_cache import cache_teacher
+from distill.training.loop import StageStopped, StepReport, Teacher, TeacherPass, run_steps
 from distill.training.matches import resolve_matches
 from distill.training.metrics import StatusFile
+from distill.training.micro_batch import settle_micro_batch
 from distill.training.precision import autocast_for, choose_dtype
 from distill.training.processes import Processes, share_from_first, wait_for_all
+from distill.training.sharding import check_equal_forwards, shard_layers
 from distill.training.signals import StopRequest
+from distill.training.sparse_logits import SPARSE_KD_LOSS
 from distill.training.student import StudentRun, derive_seed, student_seed
+from distill.training.teacher_cache import CachedSteps, CachedTeacher, RehearsedTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +62,10 @@ class StagePaths:
     @property
     def checkpoints(self) -> Path:
         return self.stage / "checkpoints"
+
+    @property
+    def teacher_caches(self) -> Path:
+        return self.models.parent / "teacher_cache"
 
     @property
     def status(self) -> Path:
@@ -91,28 +100,51 @@ def train_stage(
         _start_student(name, stage, paths, teacher_model, steps, processes.device, dtype, compiled=compiled)
         for name in students
     ]
-    teacher = _start_teacher(teacher_model, runs, processes.device, dtype, status, compiled=compiled)
+    teacher = _start_teacher(teacher_model, runs, stage, processes, dtype, status, compiled=compiled)
+    del teacher_model  # `teacher` holds it, until a cache takes its place
     first_step, tokens = _resume(runs, paths.checkpoints, processes, status)
     arithmetic = str(dtype).removeprefix("torch.") + (", compiled (the first step takes a while)" if compiled else "")
     status.note(f"training on {processes.device} in {arithmetic}, from step {first_step:,}")
     if len(rows) < stage.global_batch_size:
         status.note(f"the corpus has {len(rows):,} rows, fewer than one step takes; they repeat within a step")
+    if stage.micro_batch_size == "auto":
+        rows_per_forward = settle_micro_batch(
+            paths.stage, students=runs, batches=_make_batches(stage, rows, vocabulary, steps, processes),
+            teacher=RehearsedTeacher(teacher, stage.teacher_cache.size) if stage.teacher_cache and teacher else teacher,
+            first_step=first_step, processes=processes, tell=status.note,
+        )  # fmt: skip
+        stage = stage.model_copy(update={"micro_batch_size": rows_per_forward})
     dev = _dev_batches(stage, paths, vocabulary, processes)
     batches = functools.partial(_make_batches, stage, rows, vocabulary, steps)
     keeper = Bookkeeper(
-        stage, paths.stage, steps=steps, first_step=first_step, runs=runs, teacher=teacher,
-        teacher_has_head=bool(paths.teacher and has_head(paths.teacher)), dev=dev, processes=processes,
-        status=status, stop=stop, whole_step=lambda step: _whole_step(batches, stage, rows, step),
+        stage, paths.stage, steps=steps, first_step=first_step, runs=runs, dev=dev, processes=processes, status=status,
+        stop=stop, whole_step=lambda step: _whole_step(batches, stage, rows, step),
         throughput=Throughput(flops_per_token=_pass_flops(stage, runs, teacher), peak=measure_peak(dtype, processes)),
     )  # fmt: skip
-    reports = run_steps(
-        runs, teacher, _load_steps(batches(processes), first_step, steps, processes), first_step=first_step,
-        tokens=tokens, log_every=stage.log_every, last_step=steps, processes=processes, stop=stop,
-    )  # fmt: skip
     last = StepReport(first_step, tokens, None)
+    alone = Processes(0, 1, processes.device)
     try:
+        if teacher and paths.teacher and has_head(paths.teacher):
+            # All processes must run a teacher that they share equally often: each measures it on all of dev.
+            whole_dev = _dev_batches(stage, paths, vocabulary, alone) if stage.shard_teacher else dev
+            keeper.measure_teacher(teacher, whole_dev, alone if stage.shard_teacher else processes)
         keeper.before(last)
-        for last in reports:
+        source: Dataset[list[MicroBatch]] = batches(processes)
+        probe = batches(alone)[0][:1]
+        teaching: Teacher | None = teacher
+        if stage.teacher_cache and teacher and paths.teacher:
+            files = cache_teacher(
+                stage, steps, teacher, batches(processes), root=paths.teacher_caches, teacher_folder=paths.teacher,
+                dataset=paths.dataset, vocabulary=vocabulary, dtype=dtype, first_step=first_step,
+                probe=probe[0].samples, processes=processes, status=status,
+            )  # fmt: skip
+            source, teacher, teaching = CachedSteps(batches(processes), files), None, CachedTeacher()
+            probe = CachedSteps(batches(alone), files)[0]
+        keeper.watch_gradients(teaching, probe[0])
+        for last in run_steps(
+            runs, teaching, _load_steps(source, range(first_step, steps), processes), first_step=first_step,
+            tokens=tokens, log_every=stage.log_every, last_step=steps, processes=processes, stop=stop,
+        ):  # fmt: skip
             stop.listen()
             keeper.after(last)
         keeper.summarise()
@@ -134,17 +166,23 @@ def _load_teacher(stage: Stage, students: Iterable[str], paths: StagePaths) -> B
 
 
 def _start_teacher(
-    model: BertForMaskedLM | None, runs: list[StudentRun], device: torch.device, dtype: torch.dtype,
+    model: BertForMaskedLM | None, runs: list[StudentRun], stage: Stage, processes: Processes, dtype: torch.dtype,
     status: StatusFile, *, compiled: bool,
 ) -> TeacherPass | None:  # fmt: skip
     if model is None:
         return None
     # All of it in the stage's dtype, once: autocast would cast every weight in every forward, and states in between.
-    torch.nn.Module.to(model, device=device, dtype=dtype)
+    torch.nn.Module.to(model, dtype=dtype)
+    if is_sharded := stage.shard_teacher and processes.world_size > 1:
+        shard_layers(model, processes)
+    else:
+        torch.nn.Module.to(model, device=processes.device)
+        if stage.shard_teacher:
+            status.note("shard_teacher: there is one process, which holds the whole teacher")
     needs = [run.objective.teacher_needs for run in runs]
     if any(need.attention for need in needs):
         status.note("attention matches need eager attention: slower and with more memory than the fused kernel")
-    return TeacherPass(model, needs, contextlib.nullcontext, compiled=compiled)
+    return TeacherPass(model, needs, contextlib.nullcontext, compiled=compiled and not is_sharded)
 
 
 def _start_student(
@@ -153,6 +191,8 @@ def _start_student(
 ) -> StudentRun:  # fmt: skip
     """A student at step 0; a function of the recipe alone."""
     settings = stage.students[name]
+    if stage.teacher_cache:
+        settings = settings.model_copy(update={"kd_loss": SPARSE_KD_LOSS})
     config = load_config(settings.config or paths.inits[name])
     where = f"stage '{stage.name}', student '{name}'"
     matches = resolve_matches(settings.matches, teacher.config, config, where=where) if teacher else []
@@ -175,7 +215,7 @@ def _start_student(
 def _pass_flops(stage: Stage, runs: list[StudentRun], teacher: TeacherPass | None) -> float:
     """Model FLOPs a token of the whole pass."""
     return pass_flops(
-        teacher.model.config if teacher else None,
+        teacher.model.config if teacher and not stage.teacher_cache else None,
         [(run.objective.student.config, run.objective.matches, run.settings) for run in runs],
         length=stage.max_seq_length, head_share=stage.data.mean_mask_probability(),
     )  # fmt: skip
@@ -208,6 +248,8 @@ def _make_batches(
     stage: Stage, rows: PackedRows, vocabulary: MaskVocabulary, steps: int, processes: Processes
 ) -> StepBatches:
     """A process's micro-batches by step, from 0."""
+    if stage.shard_teacher:
+        check_equal_forwards(stage.global_batch_size, stage.rows_per_forward(), processes.world_size)
     return StepBatches(
         rows, seed=stage.seed, stage=stage.name, global_batch_size=stage.global_batch_size,
         micro_batch_size=stage.rows_per_forward(), rank=processes.rank, world_size=processes.world_size,
@@ -216,13 +258,10 @@ def _make_batches(
     )  # fmt: skip
 
 
-def _load_steps(batches: StepBatches, first_step: int, steps: int, processes: Processes) -> Iterator[list[MicroBatch]]:
+def _load_steps(batches: Dataset[list[MicroBatch]], steps: range, processes: Processes) -> Iterator[list[MicroBatch]]:
     """The micro-batches of the steps that are left, in order, prepared ahead on a GPU machine."""
     on_gpu = processes.device.type == "cuda"
-    return iter(
-        DataLoader(batches, batch_size=None, sampler=range(first_step, steps), num_workers=2 if on_gpu else 0,
-                   pin_memory=on_gpu)
-    )  # fmt: skip
+    return iter(DataLoader(batches, batch_size=None, sampler=steps, num_workers=2 if on_gpu else 0, pin_memory=on_gpu))
 
 
 def _whole_step(

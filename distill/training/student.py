@@ -112,7 +112,7 @@ class StudentRun:
         else:
             self._guarded_update(norm, number)
         self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.clear_gradients()
         return norm
 
     def _guarded_update(self, norm: Tensor, number: int) -> None:
@@ -133,6 +133,10 @@ class StudentRun:
         total, untold, first = self._left_out.tolist()
         self._left_out[1] = 0
         return total, untold, first
+
+    def clear_gradients(self) -> None:
+        """Frees the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
 
     def is_finite(self) -> bool:
         """Whether all weights and moments are numbers; waits for the device."""
