@@ -83,6 +83,7 @@ def our_alignment(lines: list[str], words: list[list[str]], tokens: tuple[Any, .
 
 def median_seconds(work: Callable[[], Any], repeats: int) -> float:
     times = []
+    work()  # caches warm up
     for _ in range(repeats):
         start = time.perf_counter()
         work()
