@@ -1,6 +1,5 @@
-"""The commands around tasks: `distill tasks`, `finetune`, `predict`, `grid`. Heavy modules are imported inside."""
+"""The commands around tasks: `distill tasks`, `finetune`, `predict`, `grid`, `latency`. Heavy imports stand inside."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,14 +11,6 @@ DATA = "dataset/tasks"
 OUTPUT = Path("saves/finetune")
 
 
-class Form(StrEnum):
-    """What tables are printed as."""
-
-    markdown = "markdown"
-    csv = "csv"
-    json = "json"
-
-
 Data = Annotated[
     str, typer.Option(help="folder with a folder for each task, or the task's own, or hf:OWNER/NAME[:CONFIG]")
 ]
@@ -28,7 +19,7 @@ Output = Annotated[Path, typer.Option(help="runs go into OUTPUT/MODEL/TASK/HASH"
 
 def add_task_commands(app: typer.Typer) -> None:
     """Adds the commands to the main one."""
-    for command in (tasks, finetune, predict, grid):
+    for command in (tasks, finetune, predict, grid, latency):
         app.command()(command)
 
 
@@ -59,7 +50,7 @@ def finetune(
 ) -> None:
     """Fine-tune a model on a task with one seed; the best epoch on dev stays, with its metrics and answers."""
     from distill.downstream.grid import Run, finetune_run
-    from distill.downstream.run import run_folder, with_defaults
+    from distill.downstream.run import model_name, run_folder, with_defaults
     from distill.downstream.task import load_task
     from distill.downstream.task_data import load_task_data
 
@@ -78,9 +69,10 @@ def finetune(
     folder = find_model(model)
     check_model(folder, hyperparameters.max_length)
     check_writable(output)
-    place = run_folder(output, folder, chosen, data, hyperparameters)
-    run = Run(folder, chosen, data, hyperparameters, place)
-    found = finetune_run(run, keep_model=True, show=lambda line: typer.echo(line, err=True))
+    name = model_name(model, folder)
+    place = run_folder(output, name, folder, chosen, data, hyperparameters)
+    run = Run(name, folder, chosen, data, hyperparameters, place, keep_model=True)
+    found = finetune_run(run, show=lambda line: typer.echo(line, err=True))
     for split in ("dev", "test"):
         if split in found:
             typer.echo(f"{split}: {_told(found[split]['metrics'])} on {found[split]['num_examples']:,} examples")
@@ -112,52 +104,83 @@ def grid(
     data: Data = DATA,
     output: Output = OUTPUT,
     task: Annotated[list[str] | None, typer.Option(help="only these tasks of the grid; repeatable")] = None,
-    teacher: Annotated[str | None, typer.Option(help="name of the model that the others are compared with")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="name of the model that the others are compared with; default: the first")
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="two models to set side by side, NAME:NAME; repeatable")
+    ] = None,
     processes: Annotated[int, typer.Option(min=1, help="runs at a time")] = 1,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="keep every run's weights")] = False,
-    form: Annotated[Form, typer.Option("--format", help="what tables are printed as")] = Form.markdown,
+    no_speed: Annotated[bool, typer.Option("--no-speed", help="do not time the models")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, count the runs, do none")] = False,
 ) -> None:
-    """Fine-tune models on tasks with every hyper-parameter and seed of a grid, or go on; then print the tables."""
-    from distill.downstream.grid import list_runs, load_grid, run_grid, with_tasks
-    from distill.downstream.results import as_cells, best_results, details_table, read_runs
-    from distill.downstream.scores import FORMATS, absolute_table, relative_table, rule_for
-    from distill.downstream.task import load_task
-    from distill.downstream.task_data import load_task_data
+    """Fine-tune models on tasks with every hyper-parameter and seed of a grid, or go on; then print the tables.
+
+    The tables, as Markdown, CSV, JSON and pictures, go into OUTPUT/report, too.
+    """
+    from distill.changes import check_writable
+    from distill.downstream.grid import load_grid, with_tasks
+    from distill.finetuning import Plan, check_plan, name_models, run_plan
+    from distill.modeling.models import find_model
+    from distill.recipe_tasks import Speed
 
     chosen = with_tasks(load_grid(grid), task or [])
-    for name in chosen.tasks:
-        load_task_data(load_task(name), data, ["dev"])
-    from distill.changes import check_writable
-    from distill.downstream.task_model import check_model
-    from distill.modeling.models import find_model
-
-    folders = [find_model(name) for name in model]
-    names = [folder.resolve().name for folder in folders]
-    if len(set(names)) < len(names):
-        raise InputError(f"command line: two models are named alike ({', '.join(names)}); rename a folder")
-    if teacher is not None and teacher not in names:
-        raise InputError(f"command line: --teacher {teacher} is none of the models: {', '.join(names)}")
+    pairs = [pair.split(":") for pair in against or []]
+    if any(len(pair) != 2 for pair in pairs):
+        raise InputError(f"command line: --against {', '.join(against or [])}: expected two names, as in deep:shallow")
+    if len(set(model)) < len(model):
+        raise InputError("command line: one --model is given twice")
+    models = name_models({name: find_model(name) for name in model})
+    plan = Plan(
+        chosen, models, data, output, output / "report", teacher or next(iter(models)), pairs, processes, keep_models,
+        None if no_speed else Speed(),
+    )  # fmt: skip
     check_writable(output)
-    runs = list_runs(chosen, folders, data, output)
-    for folder, length in {(run.model, run.hyperparameters.max_length): None for run in runs}:
-        check_model(folder, length)
+    check_plan(plan)
     if dry_run:
-        typer.echo(
-            f"{len(runs)} runs: {len(folders)} model(s), {len(chosen.tasks)} task(s), {len(chosen.seeds)} seed(s)"
-        )
+        typer.echo(plan.describe())
         return
-    failed = run_grid(runs, processes=processes, keep_models=keep_models, show=lambda line: typer.echo(line, err=True))
-    results = best_results(read_runs(run.folder for run in runs))
-    cells = as_cells(results)
-    tables = {"results": absolute_table(cells, rule=rule_for(cells)), "details": details_table(results)}
-    if teacher in cells:
-        tables["relative"] = relative_table(cells, teacher)
-    for table in tables.values():
-        typer.echo(FORMATS[form.value](table))
+    tables, failed = run_plan(plan, lambda line: typer.echo(line, err=True))
+    typer.echo(tables)
     if failed:
         typer.echo("\n".join(f"error: {line}" for line in failed), err=True)
         raise typer.Exit(1)
+
+
+def latency(
+    models: Annotated[
+        list[str], typer.Argument(help="model folders or hub ids; the first is what speed-up is against")
+    ],
+    batch_size: Annotated[list[int] | None, typer.Option(min=1, help="repeatable; default: 1 and 32")] = None,
+    length: Annotated[list[int] | None, typer.Option(min=1, help="tokens; repeatable; default: 32, 128, 512")] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="of a forward on a CPU; repeatable; default: 1 and all cores")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="for each model and shape, at least")] = 1.0,
+    output: Annotated[Path | None, typer.Option(help="write times and machine into this JSON file, too")] = None,
+) -> None:
+    """Time encoders side by side: p50 and p95 of a forward, tokens a second, speed-up, peak memory."""
+    from distill.downstream.latency import describe_machine, latency_table, make_shapes, measure_latency, num_cores
+    from distill.downstream.latency import peak_memory as measure_memory
+    from distill.downstream.scores import to_markdown
+    from distill.durable import write_json
+    from distill.finetuning import name_models
+    from distill.modeling.models import find_model
+
+    found = name_models({name: find_model(name) for name in models})
+    shapes = make_shapes(batch_size or (1, 32), length or (32, 128, 512), threads or (1, num_cores()))
+    timings = measure_latency(found, shapes, seconds=seconds)
+    largest = max(shapes, key=lambda shape: shape.batch_size * shape.length)
+    memory = {name: measure_memory(folder, largest.batch_size, largest.length) for name, folder in found.items()}
+    machine = describe_machine()
+    typer.echo(to_markdown(latency_table(timings, next(iter(found)), memory)), nl=False)
+    typer.echo(
+        f"{machine['gpu'] or machine['cpu']}, torch {machine['torch']}; memory: of a process for batch "
+        f"{largest.batch_size} x {largest.length}"
+    )
+    if output is not None:
+        write_json(output, {"machine": machine, "timings": [vars(timing) for timing in timings], "memory_mb": memory})
 
 
 def _told(metrics: dict[str, float] | None) -> str:

@@ -19,7 +19,8 @@ from distill.corpus.lock import only_run
 from distill.corpus.prepare import prepare_dataset
 from distill.durable import write_json
 from distill.errors import InputError
-from distill.launch import Cluster, run_stage_processes
+from distill.finetuning import plan_section, run_plan
+from distill.launch import Cluster, StageFailed, run_stage_processes
 from distill.modeling.counting import count_parameters
 from distill.planning import StagePlan, plan_recipe
 from distill.recipe import Recipe, Stage
@@ -35,12 +36,13 @@ def run_recipe(
     recipe: Recipe, *, cluster: Cluster, only_stage: str | None, show: Callable[[str], None],
     allow_changes: bool = False, max_restarts: int = 0, plugins: Sequence[Path] = (),
 ) -> None:  # fmt: skip
-    """Runs all stages that are not finished, or one of them, and prints the table of results.
+    """Runs all stages that are not finished, or one of them, compares the models on tasks, and prints the tables.
 
     Args: see `train_stages`.
     Raises:
         InputError, launch.Interrupted, launch.StageFailed.
     """
+    comparison = plan_section(recipe, plan_recipe(recipe)) if recipe.finetune and not only_stage else None
     train_stages(recipe, cluster=cluster, only_stage=only_stage, show=show, allow_changes=allow_changes,
                  max_restarts=max_restarts, plugins=plugins)  # fmt: skip
     if cluster.node_rank == 0:
@@ -48,6 +50,11 @@ def run_recipe(
         results = collect_results(output, recipe.model_dump())
         write_json(output / "report" / "results.json", results)
         show(format_results(results))
+        if comparison:
+            tables, failed = run_plan(comparison, show)
+            show(tables)
+            if failed:
+                raise StageFailed(f"finetune: {len(failed)} run(s) failed, the first: {failed[0]}")
 
 
 def train_stages(
@@ -205,6 +212,8 @@ def describe_plan(
             continue
         lines.append(describe_stage(plan, students, cluster))
         lines += [f"  {line}" for line in describe_cost(plan, students)]
+    if not only_stage and (comparison := plan_section(recipe, plans)):
+        lines.append(comparison.describe())
     return "\n".join(lines)
 
 

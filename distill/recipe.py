@@ -6,21 +6,13 @@ checked in `distill.planning`; nothing here imports torch.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from distill.errors import InputError
 from distill.json_file import short
+from distill.recipe_tasks import FineTune
+from distill.recipe_types import Name, NonNegative, Positive, Section, Seed, whole
 
-
-def _whole(value: Any) -> Any:
-    """1e5 is a whole number, too, however JSON's readers take it."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Positive = Annotated[int, Field(gt=0, le=10**9), BeforeValidator(_whole)]
-Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_whole)]
-NonNegative = Annotated[float, Field(ge=0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Packing = Literal["chunks", "documents", "full_sentences", "doc_sentences", "lines"]
 
 # Two runs that differ only in these train the same models.
@@ -34,12 +26,7 @@ TEACHER = "teacher"
 """What metrics.jsonl calls the teacher of a stage."""
 
 
-class _Model(BaseModel):
-    # strict: true is no number, "1" neither, and 1 no truth value
-    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-
-
-class TrainSegmenter(_Model):
+class TrainSegmenter(Section):
     """A segmenter that does not exist yet: an LTP perceptron trained from segmented text."""
 
     train: str = Field(description="text whose words are split by spaces, one sentence a line")
@@ -48,7 +35,7 @@ class TrainSegmenter(_Model):
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class MaskSchedule(_Model):
+class MaskSchedule(Section):
     """A share of masked tokens that changes over the steps of a stage; dev is always masked by `end`."""
 
     start: Share = Field(description="share of a row's tokens at the first step")
@@ -56,7 +43,7 @@ class MaskSchedule(_Model):
     schedule: Literal["linear", "cosine"] = Field("linear", description="how it gets there")
 
 
-class Data(_Model):
+class Data(Section):
     """What a stage reads."""
 
     text: list[str] | None = Field(None, description="text files, folders or glob patterns; one passage a line")
@@ -139,24 +126,24 @@ MicroBatchSize = Annotated[
 ]
 
 
-class TeacherCache(_Model):
+class TeacherCache(Section):
     """The teacher's logits, made once and kept on disk; for stages whose students learn from logits alone."""
 
     method: Literal["sample", "top_k"] = Field(
         "sample",
         description="sample: draws from the teacher's probabilities, unbiased; top_k: the likeliest tokens, biased",
     )
-    size: Annotated[int, Field(ge=1, le=4096), BeforeValidator(_whole)] = Field(
+    size: Annotated[int, Field(ge=1, le=4096), BeforeValidator(whole)] = Field(
         64, description="draws, or kept tokens, a masked token"
     )
 
 
-class Student(_Model):
+class Student(Section):
     """One model to train: what it is, where its weights start, and what it learns from."""
 
     config: str | None = Field(None, description="BertConfig JSON; default: the config of `init`")
     init: str | None = Field(None, description="model folder, hub id or earlier name whose weights it starts from")
-    init_layers: list[Annotated[int, Field(ge=0), BeforeValidator(_whole)]] | None = Field(
+    init_layers: list[Annotated[int, Field(ge=0), BeforeValidator(whole)]] | None = Field(
         None, description="teacher layers to copy, with embeddings and prediction head"
     )
     method: str | None = Field(
@@ -191,14 +178,14 @@ class Student(_Model):
         return self
 
 
-class Stage(_Model):
+class Stage(Section):
     """One or more students trained in one pass from one teacher, or without a teacher by masked-language modelling."""
 
     name: Name
     teacher: str | None = Field(None, description="model folder, hub id or earlier student; none = plain MLM")
     students: dict[Name, Student] = Field(min_length=1)
     data: Data
-    max_seq_length: Annotated[int, Field(ge=8, le=10**9), BeforeValidator(_whole)] = Field(
+    max_seq_length: Annotated[int, Field(ge=8, le=10**9), BeforeValidator(whole)] = Field(
         512, description="tokens a row, [CLS] and [SEP] included"
     )
     steps: Positive | None = Field(None, description="optimiser steps")
@@ -287,11 +274,12 @@ class Stage(_Model):
         return max(1, 8192 // self.max_seq_length)
 
 
-class Recipe(_Model):
-    """A chain of stages and the folder it writes to."""
+class Recipe(Section):
+    """A chain of stages, the folder it writes to, and what its models are compared on."""
 
     output_dir: str = Field(min_length=1)
     stages: list[Stage] = Field(min_length=1)
+    finetune: FineTune | None = Field(None, description="tasks on which the models are compared at the end")
 
     @model_validator(mode="after")
     def _unique_names(self) -> "Recipe":

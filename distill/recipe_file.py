@@ -14,12 +14,17 @@ from pydantic import ValidationError
 from distill.errors import InputError
 from distill.json_file import nearest, parse_json, read_json, short
 from distill.recipe import Data, Recipe, Stage, Student, TeacherCache
+from distill.recipe_tasks import FineTune, GridValues, Speed
+from distill.recipe_types import Section
 
 STAGE_FIELDS = set(Stage.model_fields) - {"name", "students"}
 STUDENT_FIELDS = set(Student.model_fields)
 SHARED_FIELDS = STUDENT_FIELDS - STAGE_FIELDS
 """Student fields that a stage, `defaults` or the command line may give for all; a `seed` there is the stage's."""
 METHOD_FIELDS = SHARED_FIELDS - {"method"}
+_SECTIONS: dict[str, type[Section]] = {
+    "data": Data, "teacher_cache": TeacherCache, "finetune": FineTune, "grid": GridValues, "speed": Speed,
+}  # fmt: skip
 METHOD_FOLDERS = (Path("distill_configs/methods"), Path(__file__).resolve().parents[1] / "distill_configs" / "methods")
 
 
@@ -42,7 +47,7 @@ def resolve_recipe(raw: Any, *, where: str, overrides: Mapping[str, Any] = {}, s
     if not isinstance(raw, dict):
         raise InputError(f"{where}: a recipe is a JSON object, found {type(raw).__name__}")
     raw = json.loads(json.dumps(raw))
-    _check_keys(raw, {"output_dir", "defaults", "stages"}, where)
+    _check_keys(raw, {"output_dir", "defaults", "stages", "finetune"}, where)
     defaults = _expect_object(raw.pop("defaults", {}), f"{where}: defaults")
     _check_keys(defaults, STAGE_FIELDS | STUDENT_FIELDS, f"{where}: defaults")
     if not isinstance(raw.get("stages"), list):
@@ -163,6 +168,10 @@ def _apply_setting(raw: dict, setting: str) -> None:
         if part not in found:
             raise InputError(f"--set {path}: no '{part}'; there are: {', '.join(map(str, found)) or 'no keys'}")
         target = found[part]
+    if parents == ["finetune"] and isinstance(target, dict):
+        _check_keys({last: None}, set(FineTune.model_fields), f"--set {path}")
+        target[last] = parse_value(text)
+        return
     depth = len(parents)  # stages.NAME = 2, stages.NAME.data = 3, stages.NAME.students.NAME = 4
     places = {2: STAGE_FIELDS | STUDENT_FIELDS, 3: set(Data.model_fields), 4: STUDENT_FIELDS}
     if depth not in places or parents[0] != "stages" or (depth == 3) != (parents[-1] == "data"):
@@ -225,11 +234,10 @@ def _first_problem(error: ValidationError, raw: dict) -> str:
     if "students" in loc[:-1]:
         at = loc.index("students")
         loc[at : at + 2] = [f"student '{loc[at + 1]}'"]
-    fields = {"data": Data.model_fields, "teacher_cache": TeacherCache.model_fields}
-    known = fields.get(str(loc[-2])) if len(loc) > 1 else None
+    section = _SECTIONS.get(str(loc[-2])) if len(loc) > 1 else None
     place = ", ".join(str(part) for part in loc if part not in ("list[str]", "str", "(number)", "(schedule)", "(word)"))
     if problem["type"] == "extra_forbidden":
-        return f"{place}: unknown key{nearest(str(loc[-1]), known) if known else ''}"
+        return f"{place}: unknown key{nearest(str(loc[-1]), section.model_fields) if section else ''}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "model_type":
         message = "expected an object in braces"

@@ -10,7 +10,17 @@ from fixtures_cli import complaint, run
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, BertTokenizer
 
 from distill.downstream.finetune import finetune, predict
-from distill.downstream.grid import Grid, finetune_run, grid_names, list_runs, load_grid, run_grid
+from distill.downstream.grid import (
+    Grid,
+    count_runs,
+    finetune_run,
+    grid_names,
+    list_runs,
+    load_grid,
+    run_grid,
+    search,
+    with_tasks,
+)
 from distill.downstream.results import as_cells, best_results, details_table, read_runs
 from distill.downstream.run import finished_metrics, run_folder, with_defaults
 from distill.downstream.scores import absolute_table, rule_for
@@ -216,15 +226,15 @@ def test_a_run_is_named_by_all_that_decides_it(encoder, tmp_path):
     model = shutil.copytree(encoder, tmp_path / "m" / "model")
 
     def name(**given):
-        return run_folder(tmp_path, model, task, str(tmp_path / "data"), with_defaults(task, **given))
+        return run_folder(tmp_path, "model", model, task, str(tmp_path / "data"), with_defaults(task, **given))
 
     first = name()
     assert first.parent == tmp_path / "model" / "tiny-classification" and name() == first
     assert len({first, name(seed=1), name(epochs=2), name(learning_rate=1e-5), name(batch_size=8)}) == 5
     other = write_encoder(tmp_path / "n" / "model", seed=9)
-    assert run_folder(tmp_path, other, task, str(tmp_path / "data"), with_defaults(task)) != first
+    assert run_folder(tmp_path, "model", other, task, str(tmp_path / "data"), with_defaults(task)) != first
     make_task(tmp_path / "more", train=9)
-    assert run_folder(tmp_path, model, task, str(tmp_path / "more"), with_defaults(task)) != first
+    assert run_folder(tmp_path, "model", model, task, str(tmp_path / "more"), with_defaults(task)) != first
 
 
 @pytest.fixture
@@ -237,12 +247,12 @@ def small_grid(encoder, tmp_path):
 
 
 def test_a_grid_goes_on_where_it_stopped(encoder, tmp_path, small_grid):
-    runs = list_runs(load_grid(str(small_grid)), [encoder], str(tmp_path / "data"), tmp_path / "out")
+    runs = list_runs(load_grid(str(small_grid)), {"encoder": encoder}, str(tmp_path / "data"), tmp_path / "out")
     assert [(r.hyperparameters.seed, r.hyperparameters.epochs) for r in runs] == [(0, 1), (0, 2), (1, 1), (1, 2)]
-    finetune_run(runs[2], keep_model=False, show=print)
+    finetune_run(runs[2], show=print)
     before = runs[2].folder.joinpath("metrics.json").stat().st_mtime_ns
     lines = []
-    assert run_grid(runs, processes=1, keep_models=False, show=lines.append) == []
+    assert run_grid(runs, processes=1, show=lines.append) == []
     assert lines[0] == "4 runs, 1 finished, 3 to do" and len(lines) == 4
     assert runs[2].folder.joinpath("metrics.json").stat().st_mtime_ns == before
     assert not list((tmp_path / "out").rglob("*.safetensors"))
@@ -256,10 +266,40 @@ def test_a_grid_goes_on_where_it_stopped(encoder, tmp_path, small_grid):
 def test_one_failed_run_does_not_stop_the_others(encoder, tmp_path, small_grid):
     broken = shutil.copytree(encoder, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"x")
-    runs = list_runs(load_grid(str(small_grid)), [broken, encoder], str(tmp_path / "data"), tmp_path / "out")[:4]
-    failed = run_grid(runs, processes=1, keep_models=False, show=lambda line: None)
+    runs = list_runs(
+        load_grid(str(small_grid)), {"broken": broken, "encoder": encoder}, str(tmp_path / "data"), tmp_path / "out"
+    )[:4]
+    failed = run_grid(runs, processes=1, show=lambda line: None)
     assert len(failed) == 2 and all("cannot be read as weights" in line for line in failed)
     assert [finished_metrics(run.folder) is not None for run in runs] == [False, False, True, True]
+
+
+def test_a_task_starts_from_the_best_model_of_another(encoder, tmp_path, small_grid):
+    make_task(tmp_path / "data" / "tiny-tags", "tags", train=32)
+    source, task = str(tmp_path / "data" / "task.json"), str(tmp_path / "data" / "tiny-tags" / "task.json")
+    grid = Grid.model_validate({"tasks": {task: {"epochs": [1]}, source: {"epochs": [1, 2]}},
+                                "start_from": {task: source}})  # fmt: skip
+    runs, failed = search(grid, {"encoder": encoder}, str(tmp_path / "data"), tmp_path / "out",
+                          processes=1, keep_models=False, show=lambda line: None)  # fmt: skip
+    assert failed == [] and [run.task.name for run in runs] == ["tiny-classification"] * 2 + ["tiny-tags"]
+    scores = {run.folder: finished_metrics(run.folder)["dev"]["metrics"]["accuracy"] for run in runs[:2]}
+    assert runs[2].model.parent == max(scores, key=scores.get) and runs[2].name == "encoder"
+    with pytest.raises(InputError, match="starts from the model of .*; add that task"):
+        with_tasks(grid, [task])
+
+
+def test_rows_that_stand_in_train_are_measured_apart(encoder, tmp_path):
+    task = make_task(tmp_path, train=32)
+    train_rows = (tmp_path / "train.jsonl").read_text("utf-8").splitlines()
+    with (tmp_path / "dev.jsonl").open("a", encoding="utf-8") as dev:
+        dev.write("\n".join(train_rows[:7]) + "\n")
+    results, folder = train(encoder, tmp_path, task, epochs=1)
+    assert (results["dev"]["num_examples"], results["dev"]["unseen"]["num_examples"]) == (47, 40)
+    dev = [json.loads(line) for line in (tmp_path / "dev.jsonl").read_text("utf-8").splitlines()]
+    told = [json.loads(line)["label"] for line in (folder / "predictions-dev.jsonl").read_text("utf-8").splitlines()]
+    right = [answer == row["label"] for answer, row in zip(told, dev, strict=True)]
+    assert results["dev"]["metrics"]["accuracy"] == pytest.approx(100 * sum(right) / 47, abs=1e-3)
+    assert results["dev"]["unseen"]["metrics"]["accuracy"] == pytest.approx(100 * sum(right[:40]) / 40, abs=1e-3)
 
 
 def fake_run(model, task, seed, dev, **setting):
@@ -296,8 +336,10 @@ def test_published_grids_open_and_their_tasks_ship(name):
     ("name", "count"), [("minirbt", 7 * 4 * 3), ("uer", 6 * 18), ("clue", 4 * 6), ("glue", 10 * 20)]
 )
 def test_published_grids_have_the_published_number_of_runs(encoder, tmp_path, name, count):
-    runs = list_runs(load_grid(name), [encoder], str(tmp_path), tmp_path / "out")
-    assert len(runs) == count == len({run.folder for run in runs})
+    grid = load_grid(name)
+    assert count_runs(grid, 1) == count
+    runs = list_runs(grid, {"encoder": encoder}, str(tmp_path), tmp_path / "out")
+    assert len(runs) == len({run.folder for run in runs}) == count - 20 * len(grid.start_from)
 
 
 def test_published_rates_of_small_models():
@@ -326,6 +368,7 @@ def test_commands_finetune_predict_and_grid(encoder, tmp_path, small_grid, capsy
     )
     told = capsys.readouterr().out
     assert "| encoder | tiny-classification | accuracy/macro_f1 |" in told and "| encoder | 100%/100%" in told
+    assert "### summary" in told and (tmp_path / "out" / "report" / "quality-size.png").stat().st_size > 1000
 
 
 @pytest.mark.slow
@@ -334,8 +377,8 @@ def test_a_grid_in_several_processes_gives_the_same(encoder, tmp_path, small_gri
     data, lines = str(tmp_path / "data"), []
     made = []
     for processes in (1, 2):
-        runs = list_runs(load_grid(str(small_grid)), [encoder], data, tmp_path / f"out{processes}")
-        assert run_grid(runs, processes=processes, keep_models=False, show=lines.append) == []
+        runs = list_runs(load_grid(str(small_grid)), {"encoder": encoder}, data, tmp_path / f"out{processes}")
+        assert run_grid(runs, processes=processes, show=lines.append) == []
         made.append([[epoch["loss"] for epoch in finished_metrics(run.folder)["epochs"]] for run in runs])
     assert made[0] == made[1]
 
@@ -353,13 +396,24 @@ def test_a_grid_in_several_processes_gives_the_same(encoder, tmp_path, small_gri
         (["predict", "MODEL", "--data", "DATA", "--output", "x"], "no task.json there; name the folder 'model'"),
         (["grid", "minirb", "--model", "MODEL"], "grid 'minirb': not known; did you mean 'minirbt'"),
         (["grid", "minirbt", "--model", "MODEL", "--task", "tnwes"],
-         "--task tnwes: not in this grid; did you mean 'tnews'"),
-        (["grid", "GRID", "--model", "MODEL", "--model", "MODEL", "--data", "DATA"], "two models are named alike"),
-        (["grid", "GRID", "--model", "MODEL", "--teacher", "bert", "--data", "DATA"],
-         "--teacher bert is none of the models"),
+         "task 'tnwes': not in this grid; did you mean 'tnews'"),
+        (["grid", "GRID", "--model", "MODEL", "--model", "MODEL", "--data", "DATA"], "one --model is given twice"),
+        (["grid", "GRID", "--model", "MODEL", "--model", "COPY", "--data", "DATA"], "two models are named alike"),
+        (["grid", "GRID", "--model", "MODEL", "--teacher", "encode", "--data", "DATA"],
+         "'encode' is none of the models; did you mean 'encoder'"),
+        (["grid", "GRID", "--model", "MODEL", "--against", "encoder", "--data", "DATA"],
+         "--against encoder: expected two names, as in deep:shallow"),
+        (["latency", "MODEL", "--length", "65"], "encoder: length 65 cannot be timed, the model has 64 positions"),
     ],
 )  # fmt: skip
 def test_mistakes_on_the_command_line(encoder, tmp_path, small_grid, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
-    places = {"MODEL": encoder, "DATA": tmp_path / "data", "TASK": tmp_path / "data" / "task.json", "GRID": small_grid}
+    shutil.copytree(encoder, tmp_path / "copy" / "encoder")
+    places = {
+        "COPY": tmp_path / "copy" / "encoder",
+        "MODEL": encoder,
+        "DATA": tmp_path / "data",
+        "TASK": tmp_path / "data" / "task.json",
+        "GRID": small_grid,
+    }
     assert message in complaint(capsys, *(str(places.get(argument, argument)) for argument in arguments))

@@ -101,6 +101,16 @@ def is_labelled(example: Example) -> bool:
     return (example.entities if isinstance(example, TaggedText) else example.label) is not None
 
 
+def texts_of(example: Example) -> tuple[str, ...]:
+    """What a model is given of an example: two with the same texts are one row twice."""
+    if isinstance(example, TextExample):
+        return example.texts
+    if isinstance(example, TaggedText):
+        return (example.text,)
+    choices = example.choices if isinstance(example, ChoiceQuestion) else ()
+    return (example.context, example.question, *choices)
+
+
 def _check_columns(record: Record, columns: Sequence[str]) -> None:
     for column in columns:
         if column not in record.values:

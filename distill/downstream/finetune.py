@@ -20,6 +20,7 @@ import transformers
 from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from distill.downstream.encoding import Encoded, answer_record, encode_split, measure
+from distill.downstream.examples import texts_of
 from distill.downstream.metrics import mean_score
 from distill.downstream.run import METRICS_FILE, Hyperparameters, read_task_file, write_task_file
 from distill.downstream.task import Task
@@ -78,9 +79,8 @@ def finetune(
     seconds = time.monotonic() - start
     trainer.compute_metrics = None  # it knows dev alone
     epochs = [_epoch(task, record) for record in trainer.state.log_history if f"eval_{SCORE}" in record]
-    measured = {
-        name: _finish_split(task, data, name, encoded[name], trainer, folder) for name in data.splits if name != "train"
-    }
+    measured = {name: _finish_split(data, name, encoded[name], trainer, folder)
+                for name in data.splits if name != "train"}  # fmt: skip
     results = {
         "task": task.name, "kind": task.kind, "texts": task.describe_texts(), "metric_names": task.metrics,
         "model": str(model_folder), "hyperparameters": asdict(hyperparameters), "epochs": epochs,
@@ -163,16 +163,24 @@ def _epoch(task: Task, record: dict[str, Any]) -> dict[str, Any]:
     return {"epoch": record["epoch"], "loss": loss, **metrics}
 
 
-def _finish_split(
-    task: Task, data: TaskData, name: str, encoded: Encoded, trainer: Trainer, folder: Path
-) -> dict[str, Any]:
-    """Writes the best epoch's answers for a split; returns its metrics, None where it has no labels, and its size."""
-    split = data.splits[name]
+def _finish_split(data: TaskData, name: str, encoded: Encoded, trainer: Trainer, folder: Path) -> dict[str, Any]:
+    """Writes the best epoch's answers for a split; returns its size and its metrics, None where it has no labels.
+
+    Where rows of it stand in train, too, `unseen` has the metrics of the others.
+    """
+    task, split = data.task, data.splits[name]
     answers = encoded.answers(trainer.predict(encoded.features).predictions)  # type: ignore[arg-type]
     records = (answer_record(example, answer) for example, answer in zip(split.examples, answers, strict=True))
     write_records(folder / f"predictions-{name}.jsonl", records)
-    metrics = measure(task, split.examples, data.labels, answers) if can_score(task, split) else None
-    return {"metrics": metrics, "num_examples": len(split.examples)}
+    found: dict[str, Any] = {"metrics": None, "num_examples": len(split.examples)}
+    if can_score(task, split):
+        found["metrics"] = measure(task, split.examples, data.labels, answers)
+        seen = {texts_of(example) for example in data.splits["train"].examples}
+        unseen = [i for i, example in enumerate(split.examples) if texts_of(example) not in seen]
+        if 0 < len(unseen) < len(split.examples):
+            rest = measure(task, [split.examples[i] for i in unseen], data.labels, [answers[i] for i in unseen])
+            found["unseen"] = {"metrics": rest, "num_examples": len(unseen)}
+    return found
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from distill.downstream.metrics import DIGITS, mean_score
 from distill.downstream.run import finished_metrics
-from distill.downstream.scores import Cell, Table, to_cell
+from distill.downstream.scores import MISSING, Cell, Table, to_cell
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,9 @@ class Result:
     std: dict[str, float]
     """Sample standard deviation over the seeds; 0 for one."""
     test: dict[str, float] | None
+    dev_unseen: dict[str, float] | None
+    """On the rows of dev that do not stand in train; None if all are such."""
+    test_unseen: dict[str, float] | None
     seeds: tuple[int, ...]
     num_settings: int
 
@@ -54,23 +57,31 @@ def best_results(runs: Iterable[Mapping[str, Any]]) -> list[Result]:
 
 def _best(model: str, task: str, settings: Mapping[tuple, Sequence[Mapping[str, Any]]]) -> Result:
     names = tuple(next(iter(settings.values()))[0]["metric_names"])
-    means = {setting: _means(runs, "dev", names) for setting, runs in settings.items()}
+    means = {setting: _means([run["dev"] for run in runs], names) for setting, runs in settings.items()}
     # A setting with fewer seeds than another has more luck; only those with the most take part.
     most = max(map(len, settings.values()))
-    best = max((s for s in settings if len(settings[s]) == most), key=lambda s: mean_score(means[s], names))
+    # Sorted, so that of equals the same one wins in whatever order the runs ended.
+    complete = sorted(setting for setting in settings if len(settings[setting]) == most)
+    best = max(complete, key=lambda setting: mean_score(means[setting], names))
     runs = settings[best]
     values = {name: [run["dev"]["metrics"][name] for run in runs] for name in names}
-    tested = all((run.get("test") or {}).get("metrics") for run in runs)
     return Result(
         model, task, runs[0]["texts"], names, dict(best), means[best],
         {name: round(stdev(found), DIGITS) if len(found) > 1 else 0.0 for name, found in values.items()},
-        _means(runs, "test", names) if tested else None,
+        _means_if_measured([run.get("test") for run in runs], names),
+        _means_if_measured([run["dev"].get("unseen") for run in runs], names),
+        _means_if_measured([(run.get("test") or {}).get("unseen") for run in runs], names),
         tuple(sorted(run["hyperparameters"]["seed"] for run in runs)), len(settings),
     )  # fmt: skip
 
 
-def _means(runs: Sequence[Mapping[str, Any]], split: str, names: Sequence[str]) -> dict[str, float]:
-    return {name: round(fmean(run[split]["metrics"][name] for run in runs), DIGITS) for name in names}
+def _means(measured: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
+    return {name: round(fmean(found["metrics"][name] for found in measured), DIGITS) for name in names}
+
+
+def _means_if_measured(measured: Sequence[Mapping[str, Any] | None], names: Sequence[str]) -> dict[str, float] | None:
+    found = [split for split in measured if split and split["metrics"]]
+    return _means(found, names) if len(found) == len(measured) else None
 
 
 def as_cells(results: Iterable[Result]) -> dict[str, dict[str, Cell]]:
@@ -82,13 +93,34 @@ def as_cells(results: Iterable[Result]) -> dict[str, dict[str, Cell]]:
 
 
 def details_table(results: Iterable[Result]) -> Table:
-    """A row a model and task: mean and standard deviation on dev, test, the setting, seeds, and the text columns."""
+    """A row a model and task: mean and standard deviation on dev, test, the setting, seeds, and the text columns.
+
+    "Unseen" are the rows whose texts do not stand in train; columns that nobody has are left out.
+    """
     rows = []
     for r in results:
         setting = ", ".join(f"{name} {value:g}" for name, value in r.hyperparameters.items())
         dev = "/".join(f"{r.dev[name]:.2f}±{r.std[name]:.2f}" for name in r.metric_names)
-        test = "/".join(f"{r.test[name]:.2f}" for name in r.metric_names) if r.test else "-"
+        others = [_shown(metrics, r.metric_names) for metrics in (r.dev_unseen, r.test, r.test_unseen)]
         counts = (str(len(r.seeds)), str(r.num_settings))
-        rows.append((r.model, r.task, "/".join(r.metric_names), dev, test, *counts, setting, r.texts))
-    head = ("Model", "Task", "Metrics", "Dev", "Test", "Seeds", "Settings tried", "Best setting", "Texts")
-    return Table(head, tuple(rows))
+        rows.append((r.model, r.task, "/".join(r.metric_names), dev, *others, *counts, setting, r.texts))
+    head = (
+        "Model",
+        "Task",
+        "Metrics",
+        "Dev",
+        "Dev unseen",
+        "Test",
+        "Test unseen",
+        "Seeds",
+        "Settings",
+        "Best",
+        "Texts",
+    )
+    empty = {i for i in (4, 5, 6) if all(row[i] == MISSING for row in rows)}
+    kept = [i for i in range(len(head)) if i not in empty]
+    return Table(tuple(head[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in rows))
+
+
+def _shown(metrics: Mapping[str, float] | None, names: Sequence[str]) -> str:
+    return "/".join(f"{metrics[name]:.2f}" for name in names) if metrics else MISSING

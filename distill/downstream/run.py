@@ -43,23 +43,33 @@ def with_defaults(task: Task, seed: int = 0, **given: float | int | None) -> Hyp
     return Hyperparameters(seed=seed, **chosen)
 
 
-def run_folder(output: Path, model: Path, task: Task, data: str, hyperparameters: Hyperparameters) -> Path:
+def run_folder(output: Path, name: str, model: Path, task: Task, data: str, hyperparameters: Hyperparameters) -> Path:
     """OUTPUT/MODEL/TASK/HASH, the folder of one run.
 
     Args:
-        model: folder with weights; its name is the model's name.
+        name: what the model is called; its weights count by their bytes.
+        model: folder with weights.
         data: as for load_task_data. A hub dataset counts by its name, files by their bytes.
     """
-    weights = tuple(path for path in sorted(model.iterdir()) if path.suffix in _MODEL_FILES)
     settings = {
         "schema": _SCHEMA,
-        "model": _digest(weights),
+        "model": digest_model(model),
         "task": task.model_dump(exclude={"title", "source", "hub", "defaults", "folders"}),
         "data": data if data.startswith(HUB) else _digest(_files(task, data)),
         "hyperparameters": asdict(hyperparameters),
     }
-    name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    return output / model.resolve().name / task.name / name
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    return output / name / task.name / digest
+
+
+def digest_model(folder: Path) -> str:
+    """SHA-256 over a model's config, weights and vocabulary."""
+    return _digest(tuple(path for path in sorted(folder.iterdir()) if path.suffix in _MODEL_FILES))
+
+
+def model_name(given: str, folder: Path) -> str:
+    """What a model that was given as folder or hub id is called in tables and paths."""
+    return folder.resolve().name if Path(given).is_dir() else given.rpartition("/")[2]
 
 
 def finished_metrics(folder: Path) -> dict[str, Any] | None:

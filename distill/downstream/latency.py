@@ -1,0 +1,192 @@
+"""How fast encoders are, side by side: the time of a forward at stated batch sizes, lengths and numbers of threads.
+
+Models take turns, one forward each, so that whatever else the machine does meets all of them alike. Inputs are random
+tokens without padding; weights are float32 on a CPU and on a GPU. Only the encoder runs: heads of tasks are small.
+"""
+
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BertModel
+
+from distill.downstream.scores import Table, to_cell
+from distill.errors import InputError
+from distill.modeling.models import load_masked_lm
+
+WARM_UP = 2
+"""Forwards of each model that are not counted."""
+MIN_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is timed."""
+
+    batch_size: int
+    length: int
+    threads: int
+    """Of a forward on a CPU."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Forwards of one model in one shape."""
+
+    model: str
+    batch_size: int
+    length: int
+    threads: int
+    p50_ms: float
+    p95_ms: float
+    tokens_per_second: float
+    """At the median."""
+    num_forwards: int
+
+
+def make_shapes(batch_sizes: Iterable[int], lengths: Iterable[int], threads: Iterable[int]) -> list[Shape]:
+    """Every combination, small ones first."""
+    return [Shape(*values) for values in product(*(sorted(set(values)) for values in (batch_sizes, lengths, threads)))]
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def measure_latency(models: Mapping[str, Path], shapes: Sequence[Shape], *, seconds: float = 1.0) -> list[Timing]:
+    """Times every model in every shape.
+
+    Args:
+        models: name -> folder.
+        seconds: how long each model is timed in each shape, at least; never fewer than MIN_ROUNDS forwards.
+    Raises:
+        InputError: a length over a model's positions; see load_masked_lm for the rest.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoders = {name: load_masked_lm(folder, need_head=False).bert.eval().to(device)
+                for name, folder in models.items()}  # fmt: skip
+    for name, encoder in encoders.items():
+        check_lengths(name, encoder.config.max_position_embeddings, [shape.length for shape in shapes])
+    timings = []
+    for shape in shapes:
+        with _threads(shape.threads):
+            for name, times in _take_turns(encoders, shape, device, seconds).items():
+                p50, p95 = 1000 * median(times), 1000 * float(np.percentile(times, 95))
+                rate = 1000 * shape.batch_size * shape.length / p50
+                timings.append(Timing(name, **asdict(shape), p50_ms=round(p50, 4), p95_ms=round(p95, 4),
+                                      tokens_per_second=round(rate, 1), num_forwards=len(times)))  # fmt: skip
+    return timings
+
+
+def check_lengths(name: str, positions: int, lengths: Sequence[int]) -> None:
+    """InputError if sequences are longer than a model can read."""
+    if max(lengths) > positions:
+        raise InputError(f"{name}: length {max(lengths)} cannot be timed, the model has {positions} positions")
+
+
+@torch.inference_mode()
+def _take_turns(
+    encoders: Mapping[str, BertModel], shape: Shape, device: torch.device, seconds: float
+) -> dict[str, list[float]]:
+    """Seconds of each forward of each model."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        name: torch.randint(encoder.config.vocab_size, (shape.batch_size, shape.length), generator=generator).to(device)
+        for name, encoder in encoders.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in encoders}
+    for name, encoder in encoders.items():
+        for _ in range(WARM_UP):
+            _time_forward(encoder, inputs[name])
+    while any(len(found) < MIN_ROUNDS or sum(found) < seconds for found in times.values()):
+        for name, encoder in encoders.items():
+            times[name].append(_time_forward(encoder, inputs[name]))
+    return times
+
+
+def _time_forward(encoder: BertModel, input_ids: torch.Tensor) -> float:
+    start = time.perf_counter()
+    encoder(input_ids)
+    if input_ids.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def peak_memory(folder: Path, batch_size: int, length: int) -> float:
+    """MB that a fresh process needs more at its peak to load a model and run one forward: weights and activations.
+
+    On a GPU, the memory that torch took there.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return round(pool.apply(_peak_memory_here, (str(folder), batch_size, length)), 1)
+
+
+@torch.inference_mode()
+def _peak_memory_here(folder: str, batch_size: int, length: int) -> float:
+    before = _peak_memory_so_far()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = load_masked_lm(folder, need_head=False).bert.eval().to(device)
+    encoder(torch.zeros((batch_size, length), dtype=torch.long, device=device))
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return _peak_memory_so_far() - before
+
+
+def _peak_memory_so_far() -> float:
+    """MB; on Linux since the last call, which makes room below the peak of the imports visible."""
+    import resource
+
+    status = Path("/proc/self/status")
+    if status.exists():
+        peak = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins again
+        return int(peak.split()[1]) / 2**10
+    unit = 2**20 if platform.system() == "Darwin" else 2**10  # macOS counts bytes, others kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the times depend on besides the models."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
+        cpu = names[0].partition(":")[2].strip() if names else cpu
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": cpu, "cores": num_cores(), "gpu": gpu, "torch": torch.__version__}
+
+
+def latency_table(timings: Sequence[Timing], reference: str, memory: Mapping[str, float] | None = None) -> Table:
+    """A row a shape and model; speed-up is the reference's median over the model's in the same shape."""
+    medians = {(t.batch_size, t.length, t.threads, t.model): t.p50_ms for t in timings}
+    rows = []
+    for t in timings:
+        speedup = medians[t.batch_size, t.length, t.threads, reference] / t.p50_ms
+        rows.append((
+            t.model, str(t.batch_size), str(t.length), str(t.threads), f"{t.p50_ms:.2f}", f"{t.p95_ms:.2f}",
+            f"{t.tokens_per_second:,.0f}", f"{to_cell([speedup], 1)[0]}x",
+            *([f"{memory[t.model]:.0f}"] if memory else []),
+        ))  # fmt: skip
+    head = ("Model", "Batch", "Length", "Threads", "p50 ms", "p95 ms", "Tokens/s", "Speedup")
+    return Table((*head, "Memory MB") if memory else head, tuple(rows))
