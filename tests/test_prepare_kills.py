@@ -3,7 +3,6 @@
 MINIDISTILL_KILLS=20 kills more often than the three times of every day.
 """
 
-import contextlib
 import os
 import random
 import signal
@@ -13,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from faults.disturbance import descendants
 
 KILLS = int(os.environ.get("MINIDISTILL_KILLS", "3"))
 DRIVER = Path(__file__).with_name("prepare_driver.py")
@@ -84,15 +84,6 @@ def test_killed_runs_are_continued(
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert contents(tmp_path / "out") == undisturbed
-
-
-def descendants(pid: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
-                found += [int(stat.parent.name), *descendants(int(stat.parent.name))]
-    return found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the workers in /proc")

@@ -1,0 +1,133 @@
+"""Processes that are forks of this one instead of fresh interpreters, for tests of what starts and watches processes.
+
+`python -m distill ...` takes eight seconds to import what it needs, its fork none. All else is as with
+subprocess.Popen: environment, session, descriptors, signals and exit codes; torchrun and the processes that it starts
+are forks, too.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+
+class ForkedProcess:
+    """The part of subprocess.Popen that distill.launch and torchrun use, for `python -m MODULE ...`."""
+
+    def __init__(
+        self, args: Sequence[str], *, env: Mapping[str, str] | None = None, stdin: Any = None, stdout: Any = None,
+        stderr: Any = None, start_new_session: bool = False, pass_fds: Sequence[int] = (), **_: Any,
+    ) -> None:  # fmt: skip
+        self.args, self.returncode = list(args), None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if not self.pid:
+            _become(self.args, env, _descriptor(stdout, 1), _descriptor(stderr, 2), start_new_session, pass_fds)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            with contextlib.suppress(ChildProcessError):
+                found, status = os.waitpid(self.pid, os.WNOHANG)
+                if found:
+                    self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        deadline = time.monotonic() + (timeout if timeout is not None else 1e9)
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+            time.sleep(0.005)
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _descriptor(file: Any, default: int) -> int:
+    return default if file is None else file if isinstance(file, int) and file >= 0 else file.fileno()
+
+
+def _become(
+    args: list[str], env: Mapping[str, str] | None, out: int, err: int, new_session: bool, pass_fds: Sequence[int]
+) -> None:
+    """What exec would do with this process, then the module's main function. Does not return."""
+    code = 3
+    try:
+        if new_session:
+            os.setsid()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        out, err = os.dup(out), os.dup(err)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        kept = sorted({0, 1, 2, *pass_fds})
+        for low, high in zip(kept, [*kept[1:], 4096], strict=True):
+            os.closerange(low + 1, high)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        if env is not None:
+            os.environ.clear()
+            os.environ.update(env)
+        at = args.index("-m")
+        sys.argv = args[at + 1 :]
+        code = _run(_main_of(args[at + 1]), args[at + 2 :])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _main_of(module: str) -> Callable[[list[str]], None]:
+    if module == "distill":
+        from distill.cli import main
+
+        return main
+    from torch.distributed import run
+
+    assert module == "torch.distributed.run", module
+    return run.main
+
+
+def _run(main: Callable[[list[str]], None], arguments: list[str]) -> int:
+    try:
+        main(arguments)
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def fork_instead() -> None:
+    """From now on this process, and what it starts, start `python -m ...` as forks."""
+    from torch.distributed import run  # noqa: F401
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+    from torch.utils import tensorboard  # noqa: F401
+    from tqdm import tqdm
+
+    from distill import launch, worker  # noqa: F401
+
+    tqdm.monitor_interval = 0  # no thread that could hold a lock while another forks
+    os.cpu_count = lambda: 1  # text is prepared without a pool, whose processes would be fresh ones
+    subprocess_handler.Popen = ForkedProcess  # type: ignore[assignment, misc]
+    launch.subprocess = SimpleNamespace(Popen=ForkedProcess, DEVNULL=subprocess.DEVNULL)  # type: ignore[assignment]
