@@ -1,7 +1,7 @@
 """The commands around tasks: `distill tasks`, `finetune`, `predict`, `grid`, `latency`. Heavy imports stand inside."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +19,7 @@ Output = Annotated[Path, typer.Option(help="runs go into OUTPUT/MODEL/TASK/HASH"
 
 def add_task_commands(app: typer.Typer) -> None:
     """Adds the commands to the main one."""
-    for command in (tasks, finetune, predict, grid, latency):
+    for command in (tasks, finetune, predict, grid, clue, latency):
         app.command()(command)
 
 
@@ -47,14 +47,30 @@ def finetune(
     epochs: Annotated[float | None, typer.Option(help="default: the task's")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="examples a step; default: the task's")] = None,
     max_length: Annotated[int | None, typer.Option(min=16, help="tokens; default: the task's")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="distil on the task: folder 'model' of a run of a larger model on it")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="softens the scores of teacher and student")] = 4.0,
+    kd_weight: Annotated[float, typer.Option(min=0, help="of the teacher's scores, times temperature^2")] = 1.0,
+    hard_weight: Annotated[float, typer.Option(min=0, help="of the labels, beside the teacher")] = 1.0,
+    match: Annotated[
+        list[str] | None, typer.Option(help="layer matches as in a recipe, e.g. uniform; repeatable; default: none")
+    ] = None,
+    augment: Annotated[
+        int, typer.Option(min=0, help="copies of each text with replaced tokens, which the teacher judges")
+    ] = 0,
 ) -> None:
-    """Fine-tune a model on a task with one seed; the best epoch on dev stays, with its metrics and answers."""
-    from distill.downstream.grid import Run, finetune_run
-    from distill.downstream.run import model_name, run_folder, with_defaults
+    """Fine-tune a model on a task with one seed; the best epoch on dev stays, with its metrics and answers.
+
+    With --teacher it learns from a fine-tuned teacher, too: scores, layers (--match), more texts (--augment).
+    """
+    from distill.downstream.grid import Run
+    from distill.downstream.run import Distillation, model_name, run_folder, with_defaults
+    from distill.downstream.search import finetune_run
     from distill.downstream.task import load_task
     from distill.downstream.task_data import load_task_data
 
-    for option, value in (("--learning-rate", learning_rate), ("--epochs", epochs)):
+    for option, value in (("--learning-rate", learning_rate), ("--epochs", epochs), ("--temperature", temperature)):
         if value is not None and not value > 0:
             raise InputError(f"command line: {option} must be above 0, found {value:g}")
     chosen = load_task(task)
@@ -69,9 +85,17 @@ def finetune(
     folder = find_model(model)
     check_model(folder, hyperparameters.max_length)
     check_writable(output)
+    distillation = None
+    if teacher is not None:
+        from distill.downstream.distillation import check_teacher
+
+        distillation = Distillation(teacher, temperature, kd_weight, hard_weight, tuple(match or ()), augment)
+        check_teacher(distillation, folder, chosen)
+    elif match or augment:
+        raise InputError(f"command line: {'--match' if match else '--augment'} needs a --teacher")
     name = model_name(model, folder)
-    place = run_folder(output, name, folder, chosen, data, hyperparameters)
-    run = Run(name, folder, chosen, data, hyperparameters, place, keep_model=True)
+    place = run_folder(output, name, folder, chosen, data, hyperparameters, distillation)
+    run = Run(name, folder, chosen, data, hyperparameters, place, keep_model=True, distillation=distillation)
     found = finetune_run(run, show=lambda line: typer.echo(line, err=True))
     for split in ("dev", "test"):
         if split in found:
@@ -81,21 +105,46 @@ def finetune(
 
 def predict(
     model: Annotated[Path, typer.Argument(help="folder 'model' that `distill finetune` left")],
-    output: Annotated[Path, typer.Option(help="file for the answers, one JSON object a line")],
+    output: Annotated[Path, typer.Option(help="file for the answers, one JSON object a line, in the rows' order")],
     data: Data = DATA,
     split: Annotated[str, typer.Option(help="split to answer")] = "test",
+    rows: Annotated[
+        str | None, typer.Option("--input", help="answer this file instead, in the form of the task's; -: JSON lines")
+    ] = None,
+    scores: Annotated[bool, typer.Option("--scores", help="write probabilities and logits, too")] = False,
+    submission: Annotated[
+        Path | None, typer.Option(help="write the file that CLUE or GLUE takes into this folder, too, and check it")
+    ] = None,
 ) -> None:
-    """Answer a split with a fine-tuned model; measures it, too, where the labels are known."""
-    from distill.downstream.finetune import predict as answer
-    from distill.downstream.finetune import write_records
+    """Answer a split or a file with a fine-tuned model; measures it, too, where the labels are known."""
+    from distill.changes import check_writable
     from distill.downstream.run import read_task_file
-    from distill.downstream.task_data import load_task_data
+    from distill.downstream.task_data import load_input, load_task_data
 
     task, labels, _ = read_task_file(model)
-    found = load_task_data(task, data, [split], labels=labels)
-    records, metrics = answer(model, found, split)
+    split = "input" if rows is not None else split
+    found = load_input(task, rows, labels) if rows is not None else load_task_data(task, data, [split], labels=labels)
+    check_writable(output.parent)
+    from distill.downstream.finetune import predict as answer
+    from distill.downstream.finetune import write_records
+    from distill.downstream.label_report import MOST_COLUMNS, confusion_table, label_table
+    from distill.downstream.scores import to_markdown
+    from distill.downstream.submission import write_submission
+
+    for line in found.splits[split].notes:
+        typer.echo(f"{task.name}, {split}: {line}", err=True)
+    records, metrics = answer(model, found, split, with_scores=scores)
     write_records(output, records)
     typer.echo(f"{output}: {len(records):,} answers" + (f"; {_told(metrics)}" if metrics else ""))
+    examples: Any = found.splits[split].examples
+    if metrics and task.kind == "classification":
+        gold, told = [example.label for example in examples], [record["label"] for record in records]
+        typer.echo(to_markdown(label_table(labels, gold, told)), nl=False)
+        if len(labels) <= MOST_COLUMNS:
+            typer.echo(to_markdown(confusion_table(labels, gold, told)), nl=False)
+    if submission is not None:
+        path = write_submission(submission, task, records, [example.id for example in examples], labels)
+        typer.echo(f"{path}: checked, {len(records):,} rows")
 
 
 def grid(
@@ -143,6 +192,41 @@ def grid(
         return
     tables, failed = run_plan(plan, lambda line: typer.echo(line, err=True))
     typer.echo(tables)
+    if failed:
+        typer.echo("\n".join(f"error: {line}" for line in failed), err=True)
+        raise typer.Exit(1)
+
+
+def clue(
+    model: Annotated[str, typer.Argument(help="model folder or hub id")],
+    data: Data = DATA,
+    output: Annotated[Path, typer.Option(help="runs go below it; tables into report/, answers into submission/")] = (
+        Path("saves/clue")
+    ),
+    task: Annotated[list[str] | None, typer.Option(help="only these tasks; repeatable")] = None,
+    grid: Annotated[str, typer.Option(help="settings: clue-run, CLUE's script; clue, its advice; or a JSON file")] = (
+        "clue-run"
+    ),
+    processes: Annotated[int, typer.Option(min=1, help="runs at a time")] = 1,
+) -> None:
+    """CLUE's one-click run: every task, the best epoch on dev, answers for test as CLUE takes them."""
+    from distill.changes import check_writable
+    from distill.downstream.grid import list_runs, load_grid, with_tasks
+    from distill.finetuning import Plan, check_plan, name_models, run_plan
+    from distill.modeling.models import find_model
+
+    models = name_models({model: find_model(model)})
+    name = next(iter(models))
+    plan = Plan(with_tasks(load_grid(grid), task or []), models, data, output, output / "report", name, (), processes,
+                speed=None)  # fmt: skip
+    check_writable(output)
+    check_plan(plan)
+    tables, failed = run_plan(plan, lambda line: typer.echo(line, err=True))
+    typer.echo(tables)
+    from distill.downstream.submission import submit_best
+
+    for line in submit_best(list_runs(plan.grid, models, data, output), output / "submission"):
+        typer.echo(line)
     if failed:
         typer.echo("\n".join(f"error: {line}" for line in failed), err=True)
         raise typer.Exit(1)

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from distill.downstream.grid import Grid, count_runs, load_grid, search, with_tasks
+from distill.downstream.grid import Grid, count_runs, load_grid, with_tasks
 from distill.downstream.latency import Timing, check_lengths, describe_machine, make_shapes, measure_latency, num_cores
 from distill.downstream.report import Comparison, read_sizes, write_report
 from distill.downstream.results import best_results, read_runs
 from distill.downstream.run import digest_model, model_name
+from distill.downstream.search import TAUGHT, TaskTeacher, search
 from distill.downstream.task import load_task
 from distill.downstream.task_data import load_task_data
 from distill.downstream.task_model import check_model
@@ -28,7 +29,8 @@ from distill.modeling.config import load_config
 from distill.modeling.models import find_model
 from distill.planning import PlannedModel, StagePlan
 from distill.recipe import Recipe
-from distill.recipe_tasks import FineTune, Speed
+from distill.recipe_tasks import Distil, FineTune, Speed
+from distill.training.matches import resolve_matches
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,23 @@ class Plan:
     processes: int = 1
     keep_models: bool = False
     speed: Speed | None = field(default_factory=Speed)
+    distil: Distil | None = None
+
+    def __post_init__(self) -> None:
+        for name in [self.teacher, *(model for pair in self.pairs for model in pair)]:
+            known = self.rows()
+            if name not in known:
+                raise InputError(f"'{name}' is none of the models{nearest(name, known)}")
+
+    def rows(self) -> dict[str, Path]:
+        """What the tables have a row for -> folder: the models, and those that learn from the teacher once more."""
+        taught = {f"{name}{TAUGHT}": folder for name, folder in self.models.items() if name != self.teacher}
+        return {**self.models, **(taught if self.distil else {})}
 
     def describe(self) -> str:
         """The arithmetic of its runs, in one line."""
         return (
-            f"finetune: {count_runs(self.grid, len(self.models)):,} runs: {len(self.models)} model(s) x "
+            f"finetune: {count_runs(self.grid, len(self.rows())):,} runs: {len(self.rows())} model(s) x "
             f"{len(self.grid.tasks)} task(s) x settings x {len(self.grid.seeds)} seed(s)"
         )
 
@@ -73,6 +87,7 @@ def plan_section(recipe: Recipe, stages: Mapping[str, StagePlan]) -> Plan | None
         plan = Plan(
             grid, models, section.data, output / "finetune", output / "report", section.teacher or next(iter(models)),
             section.compare, section.processes or max(1, torch.cuda.device_count()), section.keep_models, section.speed,
+            section.distil,
         )  # fmt: skip
         check_plan(plan, made)
     except InputError as error:
@@ -117,9 +132,6 @@ def check_plan(plan: Plan, made: Mapping[str, PlannedModel] = {}) -> None:
     Raises:
         InputError: data that is not there or wrong, a model that does not fit a length, an unknown name.
     """
-    for name in [plan.teacher, *(model for pair in plan.pairs for model in pair)]:
-        if name not in plan.models:
-            raise InputError(f"'{name}' is none of the models{nearest(name, plan.models)}")
     tasks = [load_task(name) for name in plan.grid.tasks]
     for task in tasks:
         load_task_data(task, plan.data, ["train", "dev"])
@@ -135,20 +147,35 @@ def check_plan(plan: Plan, made: Mapping[str, PlannedModel] = {}) -> None:
                 check_lengths(name, positions, plan.speed.lengths)
         else:
             check_model(folder, max(lengths))
+    if plan.distil:
+        configs = {name: made[name].config if name in made else load_config(folder)
+                   for name, folder in plan.models.items()}  # fmt: skip
+        for name in configs.keys() - {plan.teacher}:
+            resolve_matches(plan.distil.matches, configs[plan.teacher], configs[name], where=f"distil, {name}")
+        for task in tasks:
+            if plan.distil.augment and task.kind != "classification":
+                raise InputError(
+                    f"distil: 'augment' changes texts of classification tasks, {task.name} is another kind"
+                )
 
 
 def run_plan(plan: Plan, show: Callable[[str], None]) -> tuple[str, list[str]]:
     """Does what is missing of a comparison; returns its tables in Markdown, and what failed, one line a run."""
     show(plan.describe())
     runs, failed = search(
-        plan.grid, plan.models, plan.data, plan.runs, processes=plan.processes, keep_models=plan.keep_models, show=show
-    )
+        plan.grid, plan.models, plan.data, plan.runs, processes=plan.processes, show=show, keep_models=plan.keep_models,
+        teacher=TaskTeacher(plan.teacher, _settings(plan.distil)) if plan.distil else None,
+    )  # fmt: skip
     results = best_results(read_runs(run.folder for run in runs))
     timings, machine = _timings(plan, show) if plan.speed else ([], describe_machine())
-    comparison = Comparison(results, plan.teacher, read_sizes(plan.models), timings, plan.pairs)
+    comparison = Comparison(results, plan.teacher, read_sizes(plan.rows()), timings, plan.pairs)
     markdown = write_report(comparison, plan.report, machine)
     show(f"tables: {plan.report / 'tables.md'}")
     return markdown, failed
+
+
+def _settings(distil: Distil) -> dict[str, Any]:
+    return {**distil.model_dump(), "matches": tuple(distil.matches)}
 
 
 def _timings(plan: Plan, show: Callable[[str], None]) -> tuple[list[Timing], dict[str, Any]]:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from distill.errors import InputError
 from distill.json_file import nearest, parse_json, read_json, short
 from distill.recipe import Data, Recipe, Stage, Student, TeacherCache
-from distill.recipe_tasks import FineTune, GridValues, Speed
+from distill.recipe_tasks import Distil, FineTune, GridValues, Speed
 from distill.recipe_types import Section
 
 STAGE_FIELDS = set(Stage.model_fields) - {"name", "students"}
@@ -24,6 +24,7 @@ SHARED_FIELDS = STUDENT_FIELDS - STAGE_FIELDS
 METHOD_FIELDS = SHARED_FIELDS - {"method"}
 _SECTIONS: dict[str, type[Section]] = {
     "data": Data, "teacher_cache": TeacherCache, "finetune": FineTune, "grid": GridValues, "speed": Speed,
+    "distil": Distil,
 }  # fmt: skip
 METHOD_FOLDERS = (Path("distill_configs/methods"), Path(__file__).resolve().parents[1] / "distill_configs" / "methods")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from distill.recipe_types import Positive, Section, Seed
+from distill.recipe_types import NonNegative, Positive, Section, Seed
 
 Above0 = Annotated[float, Field(gt=0)]
 MaxLength = Annotated[int, Field(ge=16, le=2**20)]
@@ -37,6 +37,18 @@ class Speed(Section):
     threads: Positive | None = Field(default=None, description="threads of a forward on a CPU; default: all cores")
 
 
+class Distil(Section):
+    """How students learn a task from the teacher that was fine-tuned on it, besides the labels."""
+
+    temperature: Above0 = Field(default=4.0, description="softens the scores of teacher and student")
+    kd_weight: NonNegative = Field(default=1.0, description="of the teacher's scores, times temperature^2")
+    hard_weight: NonNegative = Field(default=1.0, description="of the labels")
+    matches: list[str] = Field(default=[], description='layer matches: "uniform", "last:LOSS", a preset, a JSON path')
+    augment: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="copies of each text with replaced tokens, which the teacher judges; classification only"
+    )
+
+
 class FineTune(Section):
     """Models x tasks x hyper-parameters x seeds at the end of a recipe, and the tables of what came out."""
 
@@ -59,6 +71,9 @@ class FineTune(Section):
         default=[], description="pairs of models to set side by side, e.g. two-stage and one-stage"
     )
     grid: GridValues = Field(default_factory=GridValues, description="values to try, for all tasks")
+    distil: Distil | None = Field(
+        default=None, description="let every other model learn each task from the teacher, too: rows NAME+kd"
+    )
     seeds: list[Seed] | None = Field(default=None, min_length=1, description="default: the preset's, else 0")
     processes: Positive | None = Field(default=None, description="runs at a time; default: one a visible GPU, else one")
     keep_models: bool = Field(default=False, description="keep the weights of every run")

@@ -10,20 +10,11 @@ from fixtures_cli import complaint, run
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, BertTokenizer
 
 from distill.downstream.finetune import finetune, predict
-from distill.downstream.grid import (
-    Grid,
-    count_runs,
-    finetune_run,
-    grid_names,
-    list_runs,
-    load_grid,
-    run_grid,
-    search,
-    with_tasks,
-)
+from distill.downstream.grid import Grid, count_runs, grid_names, list_runs, load_grid, with_tasks
 from distill.downstream.results import as_cells, best_results, details_table, read_runs
 from distill.downstream.run import finished_metrics, run_folder, with_defaults
 from distill.downstream.scores import absolute_table, rule_for
+from distill.downstream.search import finetune_run, run_grid, search
 from distill.downstream.task import Task, load_task
 from distill.downstream.task_data import load_task_data
 from distill.errors import InputError
@@ -280,7 +271,7 @@ def test_a_task_starts_from_the_best_model_of_another(encoder, tmp_path, small_g
     grid = Grid.model_validate({"tasks": {task: {"epochs": [1]}, source: {"epochs": [1, 2]}},
                                 "start_from": {task: source}})  # fmt: skip
     runs, failed = search(grid, {"encoder": encoder}, str(tmp_path / "data"), tmp_path / "out",
-                          processes=1, keep_models=False, show=lambda line: None)  # fmt: skip
+                          processes=1, show=lambda line: None)  # fmt: skip
     assert failed == [] and [run.task.name for run in runs] == ["tiny-classification"] * 2 + ["tiny-tags"]
     scores = {run.folder: finished_metrics(run.folder)["dev"]["metrics"]["accuracy"] for run in runs[:2]}
     assert runs[2].model.parent == max(scores, key=scores.get) and runs[2].name == "encoder"

@@ -74,6 +74,8 @@ def test_a_dry_run_counts_the_runs(tasks, capsys):
         ({"teacher": "bert"}, "finetune: 'bert' is none of the models"),
         ({"compare": [["small", "big"]]}, "finetune: 'big' is none of the models"),
         ({"grid": {"max_length": [65]}}, "65"),
+        ({"distil": {"matches": ["uniform:relatoin"]}}, "finetune: distil, small: unknown loss 'relatoin'"),
+        ({"distil": {"temp": 1}}, "finetune, distil, temp: unknown key; did you mean 'temperature'?"),
         ({"speed": {"lengths": [128]}}, "length 128 cannot be timed, the model has 64 positions"),
     ],
 )  # fmt: skip
@@ -92,15 +94,15 @@ def test_a_value_of_the_section_is_set_on_the_command_line(tasks, capsys):
 
 @pytest.mark.slow
 def test_a_recipe_ends_with_the_tables_and_repeats_nothing(tasks, capsys):
-    tasks.recipe(finetune={**SECTION, "compare": [["small", "teacher"]], "seeds": [0, 1],
+    tasks.recipe(finetune={**SECTION, "compare": [["small", "small+kd"]], "seeds": [0, 1], "distil": {},
                            "speed": {"batch_sizes": [2], "lengths": [16]}})  # fmt: skip
     assert run("train", "recipe.json") == 0
     shown = capsys.readouterr().out
-    for part in ("### summary", "Speedup (2 x 16)", "### relative", "### small against teacher", "### latency"):
+    for part in ("### summary", "Speedup (2 x 16)", "### relative", "### small against small+kd", "### latency"):
         assert part in shown
     report = tasks.root / "out/report"
     tables = json.loads((report / "tables.json").read_text("utf-8"))["tables"]
-    assert [row["Model"] for row in tables["results"]] == ["teacher", "small"]
+    assert [row["Model"] for row in tables["results"]] == ["teacher", "small", "small+kd"]
     assert {path.name for path in report.iterdir()} >= {
         "tables.md",
         "results.csv",
@@ -109,10 +111,10 @@ def test_a_recipe_ends_with_the_tables_and_repeats_nothing(tasks, capsys):
     }
     runs = sorted((tasks.root / "out/finetune").glob("*/mine/*/metrics.json"))
     before = [path.read_bytes() for path in runs]
-    assert len(runs) == 4
+    assert len(runs) == 6
     assert run("train", "recipe.json") == 0
     again = capsys.readouterr().out
-    assert "4 runs, 4 finished, 0 to do" in again and "timing" not in again
+    assert "2 runs, 2 finished, 0 to do" in again and "timing" not in again
     assert again[again.index("### summary") :] == shown[shown.index("### summary") :]
     assert [path.read_bytes() for path in runs] == before
 
@@ -171,6 +173,7 @@ def test_models_are_timed_in_turns(project):
         assert timing.tokens_per_second == pytest.approx(1000 * timing.batch_size * 16 / timing.p50_ms, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_the_command_tells_time_and_memory(project, capsys):
     arguments = ["--batch-size", "1", "--length", "16", "--threads", "1", "--seconds", "0", "--output", "times.json"]
     assert run("latency", "teacher", *arguments) == 0

@@ -78,6 +78,20 @@ def answer_record(example: Any, answer: Prediction) -> dict[str, Any]:
     return {"id": example.id, "answer" if isinstance(example, Question) else "label": answer}
 
 
+def score_record(example: Any, labels: Sequence[str], logits: np.ndarray) -> dict[str, Any]:
+    """What a predictions file says about a row's scores: logits, and probabilities by label or by choice.
+
+    Args:
+        logits: [C]; of a question with fewer choices than others, the rest is left out.
+    """
+    names = [str(i) for i in range(len(example.choices))] if isinstance(example, ChoiceQuestion) else labels
+    logits = logits[: len(names)].astype(np.float64)
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    probabilities = {name: round(float(share), 6) for name, share in zip(names, shares, strict=True)}
+    return {"probabilities": probabilities, "logits": [round(float(value), 6) for value in logits]}
+
+
 def _encode_texts(
     task: Task, examples: Sequence[TextExample], labels: Sequence[str], tokenizer: BertTokenizer, max_length: int
 ) -> Encoded:

@@ -17,12 +17,22 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import BertTokenizer, EvalPrediction, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from distill.downstream.encoding import Encoded, answer_record, encode_split, measure
+from distill.downstream.augmentation import augment_texts
+from distill.downstream.distillation import TaskObjective, check_teacher, find_matches, needs_eager
+from distill.downstream.encoding import (
+    IGNORE_INDEX,
+    Encoded,
+    Features,
+    answer_record,
+    encode_split,
+    measure,
+    score_record,
+)
 from distill.downstream.examples import texts_of
 from distill.downstream.metrics import mean_score
-from distill.downstream.run import METRICS_FILE, Hyperparameters, read_task_file, write_task_file
+from distill.downstream.run import METRICS_FILE, Distillation, Hyperparameters, read_task_file, write_task_file
 from distill.downstream.task import Task
 from distill.downstream.task_data import TaskData, can_score, require_labels
 from distill.downstream.task_model import collator, load_finetuned, load_for_finetuning, save_finetuned
@@ -43,6 +53,7 @@ def finetune(
     *,
     show: Callable[[str], None],
     keep_model: bool = True,
+    distillation: Distillation | None = None,
 ) -> dict[str, Any]:
     """Trains on `train`, measures `dev`, and leaves metrics.json, predictions and model/ in `folder`.
 
@@ -50,6 +61,7 @@ def finetune(
         data: with splits train and dev, and test if its answers are wanted.
         show: is given a line an epoch.
         keep_model: whether the fine-tuned weights stay.
+        distillation: learn from a teacher, too.
     Returns: what metrics.json holds; metrics are percents.
     Raises:
         InputError: splits without labels, or a model that does not fit; see load_for_finetuning.
@@ -57,19 +69,29 @@ def finetune(
     task, train, dev = data.task, data.splits["train"], data.splits["dev"]
     for split in (train, dev):
         require_labels(task, split)
-    model, tokenizer = load_for_finetuning(
-        model_folder, task, data.labels, max_length=hyperparameters.max_length, seed=hyperparameters.seed
-    )
+    matches = []
+    if distillation:
+        check_teacher(distillation, model_folder, task, data.labels)
+        matches = find_matches(distillation, model_folder)
+    student, tokenizer = load_for_finetuning(
+        model_folder, task, data.labels, max_length=hyperparameters.max_length, seed=hyperparameters.seed,
+        eager=needs_eager(matches),
+    )  # fmt: skip
+    model = TaskObjective(student, task, distillation, matches) if distillation else student
     encoded = {name: encode_split(task, split.examples, data.labels, tokenizer, hyperparameters.max_length)
                for name, split in data.splits.items()}  # fmt: skip
+
+    features = encoded["train"].features
+    if distillation and distillation.augment:
+        features = features + _augmented(model_folder, data, hyperparameters, distillation.augment, tokenizer)
 
     def dev_metrics(evaluated: EvalPrediction) -> dict[str, float]:
         found = measure(task, dev.examples, data.labels, encoded["dev"].answers(evaluated.predictions))
         return {**found, SCORE: mean_score(found, task.metrics)}
 
     trainer = Trainer(
-        model, _arguments(folder / "checkpoints", hyperparameters), collator(task, tokenizer),
-        train_dataset=encoded["train"].features, eval_dataset=encoded["dev"].features, compute_metrics=dev_metrics,
+        model, _arguments(folder / "checkpoints", hyperparameters, task), collator(task, tokenizer),
+        train_dataset=features, eval_dataset=encoded["dev"].features, compute_metrics=dev_metrics,
         callbacks=[_TellEpochs(task, show)],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
@@ -84,9 +106,10 @@ def finetune(
     results = {
         "task": task.name, "kind": task.kind, "texts": task.describe_texts(), "metric_names": task.metrics,
         "model": str(model_folder), "hyperparameters": asdict(hyperparameters), "epochs": epochs,
+        "distillation": {**asdict(distillation), "teacher": str(distillation.teacher)} if distillation else None,
         "best_epoch": max(epochs, key=lambda epoch: epoch[SCORE])["epoch"],
         **measured,
-        "num_train_examples": len(train.examples), "num_train_features": len(encoded["train"].features),
+        "num_train_examples": len(train.examples), "num_train_features": len(features),
         "labels": list(data.labels), "files": {name: list(split.files) for name, split in data.splits.items()},
         "notes": {name: list(split.notes) for name, split in data.splits.items()},
         "train_seconds": round(seconds, 2), "device": str(trainer.args.device),
@@ -94,15 +117,21 @@ def finetune(
     }  # fmt: skip
     if keep_model:
         with quiet_transformers():
-            save_finetuned(model, tokenizer, folder / "model")
+            save_finetuned(student, tokenizer, folder / "model")
         write_task_file(folder / "model", task, data.labels, hyperparameters.max_length)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     write_json(folder / METRICS_FILE, results)
     return results
 
 
-def predict(folder: Path, data: TaskData, split: str) -> tuple[list[dict[str, Any]], dict[str, float] | None]:
-    """A fine-tuned model's answers for a split as records, and its metrics, None if the labels are not known."""
+def predict(
+    folder: Path, data: TaskData, split: str, *, with_scores: bool = False
+) -> tuple[list[dict[str, Any]], dict[str, float] | None]:
+    """A fine-tuned model's answers for a split as records, and its metrics, None if the labels are not known.
+
+    Args:
+        with_scores: records hold logits, and probabilities by label, too (classification and choice).
+    """
     task, labels, max_length = read_task_file(folder)
     model, tokenizer = load_finetuned(folder)
     found = data.splits[split]
@@ -112,9 +141,24 @@ def predict(folder: Path, data: TaskData, split: str) -> tuple[list[dict[str, An
         dataloader_pin_memory=torch.cuda.is_available(), remove_unused_columns=False,
     )  # fmt: skip
     trainer = Trainer(model, arguments, collator(task, tokenizer))
-    answers = encoded.answers(trainer.predict(encoded.features).predictions)  # type: ignore[arg-type]
+    scores: Any = trainer.predict(encoded.features).predictions  # type: ignore[arg-type]
+    answers = encoded.answers(scores)
     records = [answer_record(example, answer) for example, answer in zip(found.examples, answers, strict=True)]
+    if with_scores and task.kind in ("classification", "choice"):
+        for record, example, row in zip(records, found.examples, scores, strict=True):
+            record |= score_record(example, labels, row)
     return records, measure(task, found.examples, labels, answers) if can_score(task, found) else None
+
+
+def _augmented(
+    folder: Path, data: TaskData, hyperparameters: Hyperparameters, copies: int, tokenizer: BertTokenizer
+) -> Features:
+    """Features of changed copies of train, which only the teacher judges."""
+    examples: Any = data.splits["train"].examples
+    length = hyperparameters.max_length
+    made = augment_texts(examples, folder, copies=copies, seed=hyperparameters.seed, max_length=length)
+    features = encode_split(data.task, made, data.labels, tokenizer, length).features
+    return [{**feature, "labels": IGNORE_INDEX} for feature in features]
 
 
 class _TellEpochs(TrainerCallback):
@@ -128,7 +172,7 @@ class _TellEpochs(TrainerCallback):
         self.show(f"{self.task.name}: epoch {state.epoch:g}: dev {told}")
 
 
-def _arguments(folder: Path, hyperparameters: Hyperparameters) -> TrainingArguments:
+def _arguments(folder: Path, hyperparameters: Hyperparameters, task: Task) -> TrainingArguments:
     gpus = torch.cuda.device_count()
     return TrainingArguments(
         output_dir=str(folder),
@@ -150,6 +194,7 @@ def _arguments(folder: Path, hyperparameters: Hyperparameters) -> TrainingArgume
         metric_for_best_model=SCORE,
         greater_is_better=True,
         logging_strategy="epoch",
+        label_names=["start_positions", "end_positions"] if task.kind == "span" else ["labels"],
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=gpus > 0,

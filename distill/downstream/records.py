@@ -26,13 +26,15 @@ class Record:
     values: dict[str, Any]
 
 
-def read_records(path: Path, task: Task, notes: Notes) -> Iterator[Record]:
+def read_records(path: Path, task: Task, notes: Notes, *, content: bytes | None = None) -> Iterator[Record]:
     """The rows of a file in order, columns named as in the task.
 
+    Args:
+        content: what the file holds, if it was read already.
     Raises:
         InputError: not UTF-8, not JSON, a row with too few or too many cells, no such columns: file, line, finding.
     """
-    lines = _read_text(path)
+    lines = _text_lines(path, path.read_bytes() if content is None else content)
     if path.suffix.lower() in (".json", ".jsonl"):
         found = _json_records(path, lines, task)
     else:
@@ -52,9 +54,8 @@ def note(notes: Notes, what: str, place: str) -> None:
     notes.setdefault(what, []).append(place.rpartition(", ")[2])
 
 
-def _read_text(path: Path) -> list[str]:
+def _text_lines(path: Path, raw: bytes) -> list[str]:
     """The lines of a file, without a byte order mark and line ends."""
-    raw = path.read_bytes()
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

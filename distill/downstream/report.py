@@ -26,6 +26,7 @@ from distill.downstream.scores import (
     to_json,
     to_markdown,
 )
+from distill.downstream.search import TAUGHT
 from distill.durable import write_whole
 from distill.modeling.config import load_config
 from distill.modeling.counting import Parameters, count_parameters
@@ -77,7 +78,8 @@ def summary_table(comparison: Comparison) -> Table:
     means = relative_means(comparison)
     rows = []
     for name, size in comparison.sizes.items():
-        faster = times[comparison.teacher] / times[name] if name in times and comparison.teacher in times else None
+        seconds = times.get(name.removesuffix(TAUGHT))
+        faster = times[comparison.teacher] / seconds if seconds and comparison.teacher in times else None
         mean = means.get(name)
         rows.append((
             name, f"{size.masked_lm / 1e6:.1f}M", f"{size.without_embeddings / 1e6:.1f}M",
@@ -117,7 +119,8 @@ def write_report(comparison: Comparison, folder: Path, machine: Mapping[str, obj
         if shape := _largest_shape(comparison.timings):
             times = {t.model: t.p50_ms for t in comparison.timings if (t.batch_size, t.length) == shape}
             label = f"ms a forward, {shape[0]} x {shape[1]} tokens"
-            draw(means, times, label, folder / "quality-latency.png")
+            positions = {name: times[name.removesuffix(TAUGHT)] for name in means}
+            draw(means, positions, label, folder / "quality-latency.png")
     return markdown
 
 

@@ -37,13 +37,33 @@ class Hyperparameters:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Distillation:
+    """How a run learns from a fine-tuned teacher besides the labels; see distillation.py."""
+
+    teacher: Path
+    """Folder 'model' of a run on the same task."""
+    temperature: float = 4.0
+    kd_weight: float = 1.0
+    """Of the teacher's scores; times temperature^2."""
+    hard_weight: float = 1.0
+    """Of the labels."""
+    matches: tuple[str, ...] = ()
+    """Layer matches in the words of a recipe: "uniform", "last:relation", a preset, a JSON path."""
+    augment: int = 0
+    """Copies of each text of train in which some tokens are replaced; see augmentation.py."""
+
+
 def with_defaults(task: Task, seed: int = 0, **given: float | int | None) -> Hyperparameters:
     """The task's hyper-parameters, replaced by those given that are not None."""
     chosen = {**task.defaults.model_dump(), **{key: value for key, value in given.items() if value is not None}}
     return Hyperparameters(seed=seed, **chosen)
 
 
-def run_folder(output: Path, name: str, model: Path, task: Task, data: str, hyperparameters: Hyperparameters) -> Path:
+def run_folder(
+    output: Path, name: str, model: Path, task: Task, data: str, hyperparameters: Hyperparameters,
+    distillation: Distillation | None = None,
+) -> Path:  # fmt: skip
     """OUTPUT/MODEL/TASK/HASH, the folder of one run.
 
     Args:
@@ -58,8 +78,15 @@ def run_folder(output: Path, name: str, model: Path, task: Task, data: str, hype
         "data": data if data.startswith(HUB) else _digest(_files(task, data)),
         "hyperparameters": asdict(hyperparameters),
     }
+    if distillation:
+        settings["distillation"] = describe_distillation(distillation)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     return output / name / task.name / digest
+
+
+def describe_distillation(distillation: Distillation) -> dict[str, Any]:
+    """The settings of a distillation, its teacher by its bytes."""
+    return {**asdict(distillation), "teacher": digest_model(distillation.teacher)}
 
 
 def digest_model(folder: Path) -> str:

@@ -6,6 +6,7 @@
 3. Labels are checked against the task's, or collected from train.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,8 @@ class Split:
 
     @property
     def is_labelled(self) -> bool:
-        return is_labelled(self.examples[0])
+        """Whether all its rows are; of a split of a task, all or none."""
+        return all(map(is_labelled, self.examples))
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,26 @@ def load_task_data(task: Task, data: str, splits: Sequence[str], *, labels: Sequ
         _check_all_labelled(task, name, placed)
         found[name] = Split(name, files, examples, tuple(describe_notes(notes)))
     return TaskData(task, known if uses_labels else (), found)
+
+
+def load_input(task: Task, source: str, labels: Sequence[str]) -> TaskData:
+    """Rows to be answered, as the one split `input`: a file of the task's form, or JSON lines on stdin for "-".
+
+    Raises:
+        InputError: no such file, no rows, a wrong row.
+    """
+    if source != "-" and not Path(source).is_file():
+        raise InputError(f"{source}: no such file; give rows in the form of {task.name}'s files, or - for JSON lines")
+    notes: Notes = {}
+    path, content = (Path("stdin.jsonl"), sys.stdin.buffer.read()) if source == "-" else (Path(source), None)
+    placed = make_examples(read_records(path, task, notes, content=content), task, notes)
+    if not placed:
+        raise InputError(f"{path}: no rows to answer; {_told(notes)}")
+    known = tuple(labels) if task.kind in ("classification", "tags") else ()
+    if known:
+        _check_labels(placed, known)
+    examples = tuple(example for _, example in placed)
+    return TaskData(task, known, {"input": Split("input", (str(path),), examples, tuple(describe_notes(notes)))})
 
 
 def require_labels(task: Task, split: Split) -> None:

@@ -41,18 +41,20 @@ _CLASSES: dict[str, Any] = {
 
 
 def load_for_finetuning(
-    folder: Path, task: Task, labels: tuple[str, ...], *, max_length: int, seed: int
+    folder: Path, task: Task, labels: tuple[str, ...], *, max_length: int, seed: int, eager: bool = False
 ) -> tuple[PreTrainedModel, BertTokenizer]:
     """The encoder of `folder` in float32 with a new head for the task, and its tokenizer.
 
     Weights that are not in the folder (the head; the pooler, which masked-LM models lack) depend on `seed` alone.
 
+    Args:
+        eager: attention by plain matrix products, where its matrices are needed.
     Raises:
         InputError: no model there, weights missing, a vocabulary that does not fit, texts longer than its positions.
     """
     tokenizer = check_model(folder, max_length)
     set_seed(seed)
-    model = _load(folder, task, labels, may_miss=(*_HEADS, _POOLER))
+    model = _load(folder, task, labels, may_miss=(*_HEADS, _POOLER), eager=eager)
     for name in _HEADS:
         if (head := getattr(model, name, None)) is not None:
             set_seed(seed)
@@ -61,11 +63,11 @@ def load_for_finetuning(
     return model, tokenizer
 
 
-def load_finetuned(folder: Path) -> tuple[PreTrainedModel, BertTokenizer]:
+def load_finetuned(folder: Path, *, eager: bool = False) -> tuple[PreTrainedModel, BertTokenizer]:
     """A fine-tuned model and its tokenizer; run.read_task_file tells its task."""
     task, labels, max_length = read_task_file(folder)
     tokenizer = check_model(folder, max_length)
-    return _load(folder, task, labels, may_miss=()), tokenizer
+    return _load(folder, task, labels, may_miss=(), eager=eager), tokenizer
 
 
 def save_finetuned(model: PreTrainedModel, tokenizer: BertTokenizer, folder: Path) -> None:
@@ -100,14 +102,16 @@ def collator(task: Task, tokenizer: BertTokenizer) -> Any:
     return kinds.get(task.kind, DataCollatorWithPadding)(tokenizer)
 
 
-def _load(folder: Path, task: Task, labels: tuple[str, ...], *, may_miss: tuple[str, ...]) -> PreTrainedModel:
+def _load(
+    folder: Path, task: Task, labels: tuple[str, ...], *, may_miss: tuple[str, ...], eager: bool
+) -> PreTrainedModel:
     """The model of a folder for a task; InputError if weights are missing or misshapen, but for `may_miss`."""
     config = BertConfig(**{**load_config(folder).to_diff_dict(), **_head_fields(task, labels)})
     try:
         with quiet_transformers():
             model, info = _CLASSES[task.kind].from_pretrained(
                 folder, config=config, dtype="float32", local_files_only=True, output_loading_info=True,
-                weights_only=True, ignore_mismatched_sizes=True,
+                weights_only=True, ignore_mismatched_sizes=True, attn_implementation="eager" if eager else "sdpa",
             )  # fmt: skip
     except UNREADABLE as error:
         raise InputError(f"{folder}: weights cannot be loaded ({first_line(error)})") from None

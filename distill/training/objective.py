@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
 from textbrewer.presets import KD_LOSS_MAP
 from torch import Tensor, nn
-from transformers import BertForMaskedLM
+from transformers import BertForMaskedLM, PreTrainedModel
 
 from distill.corpus.batches import MicroBatch
 from distill.errors import InputError
@@ -107,7 +107,7 @@ def needs_by_attention(needs: Iterable[Needs]) -> dict[bool, Needs]:
 
 def encode(model: BertForMaskedLM, batch: MicroBatch, needs: Needs) -> Features:
     """Runs an encoder on a micro-batch; the prediction head sees the masked positions only."""
-    with _capture_vectors(model, needs.vectors) as vectors:
+    with capture_vectors(model, needs.vectors) as vectors:
         outputs = model.bert(
             batch.input_ids,
             attention_mask=_attention_mask(model, batch),
@@ -127,14 +127,14 @@ def encode(model: BertForMaskedLM, batch: MicroBatch, needs: Needs) -> Features:
 
 
 @contextmanager
-def _capture_vectors(
-    model: BertForMaskedLM, wanted: Iterable[tuple[str, int]]
+def capture_vectors(
+    model: PreTrainedModel, wanted: Iterable[tuple[str, int]]
 ) -> Iterator[Mapping[str, Mapping[int, Tensor]]]:
-    """Fills a mapping with the queries, keys and values of a forward, whichever attention kernel it uses."""
+    """Fills a mapping with the queries, keys and values of a BERT's forward, whichever attention kernel it uses."""
     found: dict[str, dict[int, Tensor]] = {feature: {} for feature in VECTORS}
     hooks = []
     for feature, layer in sorted(wanted):
-        projection = model.bert.encoder.get_submodule(f"layer.{layer}.attention.self.{feature}")
+        projection = model.get_submodule(f"bert.encoder.layer.{layer}.attention.self.{feature}")
 
         def keep(_module: nn.Module, _inputs: Any, output: Tensor, feature: str = feature, layer: int = layer) -> None:
             found[feature][layer] = output.float()

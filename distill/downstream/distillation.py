@@ -1,0 +1,138 @@
+"""Distilling on a task: a fine-tuned teacher's scores, and its layers if matches say so, beside the labels.
+
+    loss = kd_weight * temperature^2 * KD(scores / temperature) + hard_weight * loss of the labels + sum of the matches
+
+KD and matches are TextBrewer's, computed by its GeneralDistiller as in pre-training. The factor temperature^2 keeps the
+gradient of the KD term as large as that of the labels (https://arxiv.org/abs/1503.02531). The scores are, by kind of
+task: of labels [B, C]; of the tags of every real token [N, C]; of the first and of the last token, padding left out; of
+the choices; a number, whose KD is the squared distance.
+"""
+
+# B rows, L tokens, C labels, N tokens that are no padding
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from distill.downstream.encoding import IGNORE_INDEX
+from distill.downstream.run import Distillation, read_task_file
+from distill.downstream.task import Task
+from distill.downstream.task_model import check_model, load_finetuned
+from distill.errors import InputError
+from distill.modeling.config import load_config
+from distill.modeling.models import check_same_tokens, load_tokenizer
+from distill.training.matches import Match, resolve_matches
+from distill.training.objective import capture_vectors, needs_of
+
+_NEVER = -1e4
+"""The score of padding: its probability is 0 in float32 and in bfloat16."""
+
+
+def find_matches(distillation: Distillation, student: Path, *, where: str = "--match") -> list[Match]:
+    """The matches of a distillation as TextBrewer takes them; InputError if they do not fit the two models."""
+    return resolve_matches(
+        list(distillation.matches), load_config(distillation.teacher), load_config(student), where=where
+    )
+
+
+def check_teacher(distillation: Distillation, student: Path, task: Task, labels: tuple[str, ...] = ()) -> None:
+    """InputError unless a teacher was fine-tuned on this task and reads the student's tokens; loads no weights.
+
+    Args:
+        labels: the task's, in the order of the student's scores; empty if they are not read yet.
+    """
+    teacher = distillation.teacher
+    its_task, its_labels, max_length = read_task_file(teacher)
+    if its_task.name != task.name or its_task.kind != task.kind:
+        raise InputError(f"{teacher}: was fine-tuned on {its_task.name}, not on {task.name}; name a run of this task")
+    if labels and its_labels != labels:
+        raise InputError(f"{teacher}: its labels ({', '.join(its_labels[:8])}) are not the task's in the same order "
+                         f"({', '.join(labels[:8])})")  # fmt: skip
+    if distillation.augment and task.kind != "classification":
+        raise InputError(f"--augment {distillation.augment}: only texts of a classification task can be changed, and "
+                         f"{task.name} is a {task.kind} task")  # fmt: skip
+    check_model(teacher, max_length)
+    check_same_tokens(
+        load_tokenizer(teacher), load_tokenizer(student), a_name=f"teacher {teacher}", b_name=str(student)
+    )
+    find_matches(distillation, student)
+
+
+def needs_eager(matches: Iterable[Match]) -> bool:
+    """Whether attention matrices are compared, which only plain attention gives."""
+    return any(match["feature"] == "attention" for match in matches)
+
+
+class TaskObjective(nn.Module):
+    """A student of a task with its projections. In training its loss is the distillation's, else the student's own.
+
+    The teacher is not part of it: it is not trained and not saved.
+    """
+
+    def __init__(self, student: PreTrainedModel, task: Task, distillation: Distillation, matches: list[Match]) -> None:
+        super().__init__()
+        self.student, self.kind, self.distillation = student, task.kind, distillation
+        self._teacher = [load_finetuned(distillation.teacher, eager=needs_eager(matches))[0].eval()]
+        temperature = 1.0 if task.kind == "regression" else distillation.temperature
+        config = DistillationConfig(
+            temperature=temperature,
+            kd_loss_type="mse" if task.kind == "regression" else "ce",
+            kd_loss_weight=distillation.kd_weight * temperature**2,
+            hard_label_weight=distillation.hard_weight,
+            intermediate_matches=[{**match, "proj": list(match["proj"]) if match.get("proj") else None}
+                                  for match in matches],
+        )  # fmt: skip
+        self._needs = {side: needs_of(matches, side, logits=True) for side in "TS"}
+        self._distiller = GeneralDistiller(
+            TrainingConfig(device="cpu", output_dir="."), config, None, student, None, None
+        )
+        self.projections = nn.ModuleList([p for p in self._distiller.projs if p is not None])
+
+    def forward(self, **inputs: Tensor) -> Any:
+        """What the student gives for a padded batch, with the loss of the distillation in training."""
+        inputs.pop("num_items_in_batch", None)  # Trainer's, for models that accumulate
+        if not self.training:
+            return self.student(**inputs)
+        outputs, found_S = self._features(self.student, inputs, "S")
+        with torch.no_grad():
+            _, found_T = self._features(self._teacher_on(inputs["input_ids"].device), inputs, "T")
+        labels = inputs.get("labels")
+        if labels is None or self.kind != "classification":
+            found_S["losses"] = [outputs.loss]
+        elif bool((labels != IGNORE_INDEX).any()):  # augmented rows have no label
+            found_S["losses"] = [nn.functional.cross_entropy(outputs.logits.float(), labels)]
+        mask = inputs["attention_mask"]
+        found_S["inputs_mask"] = mask.view(-1, mask.size(-1))
+        loss, _ = self._distiller.compute_loss(found_S, found_T)
+        outputs.loss = loss
+        return outputs
+
+    def _features(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], side: str) -> tuple[Any, dict[str, Any]]:
+        """A model's outputs, and its logits and layers under TextBrewer's names."""
+        needs = self._needs[side]
+        with capture_vectors(model, needs.vectors) as vectors:
+            outputs = model(**inputs, output_hidden_states=bool(needs.hidden), output_attentions=needs.attention)
+        hidden = tuple(state.float() for state in outputs.get("hidden_states") or ())
+        attention = tuple(matrix.float() for matrix in outputs.get("attentions") or ())
+        logits = task_logits(self.kind, outputs, inputs)
+        return outputs, {"logits": logits, "hidden": hidden, "attention": attention, **vectors}
+
+    def _teacher_on(self, device: torch.device) -> PreTrainedModel:
+        self._teacher[0] = self._teacher[0].to(device)
+        return self._teacher[0]
+
+
+def task_logits(kind: str, outputs: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """The scores that are distilled, in float32; two of [B, L] for spans, one [N or B, C] for all else."""
+    if kind == "span":
+        padding = inputs["attention_mask"] == 0
+        return [scores.float().masked_fill(padding, _NEVER) for scores in (outputs.start_logits, outputs.end_logits)]
+    logits = outputs.logits.float()
+    if kind == "tags":
+        return [logits[inputs["labels"] != IGNORE_INDEX]]
+    return [logits]

@@ -1,0 +1,142 @@
+"""Answers: scores by label, tables of labels, files from outside, and the submissions of CLUE and GLUE."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from fixtures_cli import complaint, run
+from test_finetune import GOOD, make_task, train, write_encoder
+
+from distill.downstream.encoding import score_record
+from distill.downstream.examples import ChoiceQuestion, TextExample
+from distill.downstream.grid import Run
+from distill.downstream.label_report import confusion_table, label_table
+from distill.downstream.submission import CLUE_FILES, GLUE_FILES, check_submission, submit_best, write_submission
+from distill.downstream.task import load_task, task_names
+from distill.errors import InputError
+
+IDS = ["7", "3", "9"]
+RECORDS = [{"id": key, "label": label} for key, label in zip(IDS, ["100", "101", "116"], strict=True)]
+
+
+def test_every_benchmark_task_ships():
+    assert {*CLUE_FILES, *GLUE_FILES} <= set(task_names())
+
+
+def test_clues_form_keeps_ids_and_order(tmp_path):
+    task = load_task("tnews")
+    path = write_submission(tmp_path, task, RECORDS, IDS, task.labels)
+    assert path.name == "tnews_predict.json"
+    assert path.read_text("utf-8").splitlines()[0] == '{"id": 7, "label": "100"}'
+
+
+def test_glues_form_counts_rows_from_0(tmp_path):
+    task = load_task("rte")
+    records = [{"id": key, "label": "entailment"} for key in IDS]
+    path = write_submission(tmp_path, task, records, IDS, task.labels)
+    assert path.read_text("utf-8") == "index\tprediction\n0\tentailment\n1\tentailment\n2\tentailment\n"
+    path = write_submission(tmp_path, load_task("sts-b"), [{"id": "0", "label": 3.14159}], ["0"], ())
+    assert path.read_text("utf-8").splitlines() == ["index\tprediction", "0\t3.142"]
+
+
+def test_answers_of_reading_are_one_object(tmp_path):
+    records = [{"id": "Q1", "answer": GOOD[0]}]
+    path = write_submission(tmp_path, load_task("cmrc2018"), records, ["Q1"], ())
+    assert json.loads(path.read_text("utf-8")) == {"Q1": GOOD[0]}
+
+
+@pytest.mark.parametrize(
+    ("records", "ids", "message"),
+    [
+        (RECORDS[:2], IDS, "2 answers for 3 rows of tnews: no answer for the id '9'"),
+        (RECORDS, IDS[:2], "3 answers for 2 rows of tnews: an answer for '9', which is no row"),
+        ([*RECORDS, RECORDS[0]], IDS, "the id '7' stands twice"),
+        ([*RECORDS[:2], {"id": "9", "label": "105"}], IDS, "id '9': \"105\" is no label of tnews"),
+    ],
+)
+def test_a_submission_that_would_score_zero_is_refused(tmp_path, records, ids, message):
+    task = load_task("tnews")
+    with pytest.raises(InputError, match=message):
+        write_submission(tmp_path, task, records, ids, task.labels)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_task_of_no_benchmark_has_no_submission(tmp_path):
+    with pytest.raises(InputError, match="lcqmc: neither CLUE nor GLUE takes answers for it"):
+        write_submission(tmp_path, load_task("lcqmc"), RECORDS, IDS, ("0", "1"))
+
+
+def test_probabilities_are_the_softmax_of_the_logits():
+    example = TextExample("0", ("a",), None)
+    found = score_record(example, ("x", "y"), np.log(np.array([1.0, 3.0])))
+    assert found["probabilities"] == {"x": 0.25, "y": 0.75} and found["logits"] == [0.0, 1.098612]
+    question = ChoiceQuestion("0", "c", "q", ("one", "two"), None)
+    assert score_record(question, (), np.array([0.0, 0.0, 9.0]))["probabilities"] == {"0": 0.5, "1": 0.5}
+
+
+def test_labels_against_counts_by_hand():
+    """Three rows of a, of which one is taken for b; one of b, found; none of c."""
+    gold, told = ["a", "a", "a", "b"], ["a", "a", "b", "b"]
+    assert label_table("abc", gold, told).rows == (
+        ("a", "100.00", "66.67", "80.00", "3"),
+        ("b", "50.00", "100.00", "66.67", "1"),
+        ("c", "0.00", "0.00", "0.00", "0"),
+    )
+    assert confusion_table("abc", gold, told).rows == (("a", "2", "1", "0"), ("b", "0", "1", "0"), ("c", "0", "0", "0"))
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("task")
+    encoder = write_encoder(tmp_path_factory.mktemp("models") / "encoder")
+    train(encoder, folder, make_task(folder, train=64), epochs=2)
+    return folder, folder / "run-0" / "model"
+
+
+def test_rows_from_a_file_and_from_stdin_are_answered_in_order(finetuned, tmp_path, monkeypatch, capsys):
+    folder, model = finetuned
+    answers = tmp_path / "answers.jsonl"
+    assert run("predict", str(model), "--input", str(folder / "dev.jsonl"), "--output", str(answers), "--scores") == 0
+    told = capsys.readouterr().out
+    assert "| Label | Precision | Recall | F1" in told and "| True \\ predicted | bad | good |" in told
+    records = [json.loads(line) for line in answers.read_text("utf-8").splitlines()]
+    assert len(records) == 40 and all(sum(r["probabilities"].values()) == pytest.approx(1, abs=1e-5) for r in records)
+    assert all(r["label"] == max(r["probabilities"], key=r["probabilities"].get) for r in records)
+    rows = (folder / "dev.jsonl").read_bytes().splitlines()[:3]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n".join(rows))))
+    assert run("predict", str(model), "--input", "-", "--output", str(answers)) == 0
+    again = [json.loads(line) for line in answers.read_text("utf-8").splitlines()]
+    assert [r["label"] for r in again] == [r["label"] for r in records[:3]]
+
+
+def test_bad_input_rows_name_their_line(finetuned, tmp_path, monkeypatch, capsys):
+    _, model = finetuned
+    arguments = ["predict", str(model), "--output", str(tmp_path / "x"), "--input"]
+    assert "nowhere.tsv: no such file; give rows in the form" in complaint(capsys, *arguments, "nowhere.tsv")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a"}\n{"txt": "b"}\n', "utf-8")
+    assert "rows.jsonl, line 2: no column 'text'; there are: txt" in complaint(capsys, *arguments, str(rows))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"{")))
+    assert "stdin.jsonl" in complaint(capsys, *arguments, "-")
+
+
+def test_the_best_run_on_dev_is_submitted(tmp_path):
+    task = load_task("afqmc")
+    data = tmp_path / "afqmc"
+    data.mkdir()
+    rows = [{"sentence1": "a", "sentence2": "b", "id": i} for i in range(2)]
+    (data / "test.json").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    runs = []
+    for name, score, label in (("worse", 60.0, "0"), ("best", 70.0, "1"), ("open", None, "0")):
+        folder = tmp_path / name
+        folder.mkdir()
+        lines = [json.dumps({"id": str(i), "label": label}) for i in range(2)]
+        (folder / "predictions-test.jsonl").write_text("\n".join(lines), "utf-8")
+        if score is not None:
+            (folder / "metrics.json").write_text(json.dumps({"dev": {"metrics": {"accuracy": score}}}), "utf-8")
+        runs.append(Run("m", tmp_path, task, str(tmp_path), None, folder))
+    assert submit_best(runs, tmp_path / "out") == [f"{tmp_path / 'out' / 'afqmc_predict.json'}: checked, 2 rows"]
+    written = (tmp_path / "out" / "afqmc_predict.json").read_text("utf-8")
+    assert [json.loads(line)["label"] for line in written.splitlines()] == ["1", "1"]
+    check_submission(tmp_path / "out" / "afqmc_predict.json", task, ["0", "1"], task.labels)
