@@ -21,6 +21,7 @@ from distill.cli_fields import (
     check_recipe_first,
     parse_fields,
 )
+from distill.cli_models import add_model_commands
 from distill.cli_segmenter import SEGMENTER_HELP, Dictionary, SkipBad, add_segmenter_commands
 from distill.cli_tasks import add_task_commands
 from distill.cli_vocabulary import vocab_app
@@ -196,16 +197,7 @@ def run_loaded_recipe(
 
 
 add_compare_command(app)
-
-
-@app.command()
-def models(
-    configs: Annotated[list[Path] | None, typer.Argument(help="config JSONs or model folders; default: ours")] = None,
-) -> None:
-    """Compare models: layers, widths, parameters with and without embeddings, FLOPs."""
-    from distill.modeling.comparison import comparison_table, shipped_configs
-
-    typer.echo(comparison_table(configs or shipped_configs()))
+add_model_commands(app)
 
 
 @app.command("inspect")

@@ -13,7 +13,8 @@ from fixtures_cli import ROOT, SENTENCES, VOCAB, complaint, nothing_written, run
 pytest_plugins = ["fixtures_cli"]
 
 COMMANDS = [[], ["ref"], ["pack"], ["train"], ["models"], ["sample"], ["segmenter"], ["segmenter", "train"]]
-COMMANDS += [["compare"]]
+EXPLAINED = [["ref"], ["pack"], ["train"], ["compare"], ["convert"], ["features"], ["segmenter", "train"]]
+COMMANDS += [["compare"], ["convert"], ["fill-mask"], ["features"]]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command) or "distill")
@@ -23,7 +24,7 @@ def test_every_command_has_help(command, capsys):
     assert out.startswith(f"Usage: {' '.join(['distill', *command])}")
 
 
-@pytest.mark.parametrize("command", [["ref"], ["pack"], ["train"], ["compare"], ["segmenter", "train"]], ids=" ".join)
+@pytest.mark.parametrize("command", EXPLAINED, ids=" ".join)
 def test_every_option_is_explained(command, capsys):
     run(*command, "--help")
     out = capsys.readouterr().out

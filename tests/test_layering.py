@@ -26,6 +26,7 @@ TOP = {
     "cli",
     "cli_compare",
     "cli_fields",
+    "cli_models",
     "cli_segmenter",
     "cli_tasks",
     "cli_vocabulary",

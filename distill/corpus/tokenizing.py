@@ -3,8 +3,11 @@
 A tokenizer folder is data: nothing in it is executed, and files that ask for it are refused.
 """
 
+import functools
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distill.errors import InputError
 from distill.json_file import read_object, short
@@ -12,6 +15,10 @@ from distill.json_file import read_object, short
 if TYPE_CHECKING:
     from transformers import BertTokenizer
 
+logger = logging.getLogger(__name__)
+
+# A vocabulary with this share of tokens in capitals is a cased one; Google's Chinese one has 2 in 21,128.
+_CASED_SHARE = 0.01
 _KINDS = {
     "do_lower_case": (bool,), "strip_accents": (bool,), "tokenize_chinese_chars": (bool,),
     "model_max_length": (int, float),
@@ -22,6 +29,9 @@ SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tok
 def load_tokenizer(folder: Path | str) -> "BertTokenizer":
     """transformers' BertTokenizer of a local folder.
 
+    A folder whose settings forget `do_lower_case` though its vocabulary has capitals keeps case, with a warning:
+    transformers would lower-case its text (haisongzhang/roberta-tiny-cased).
+
     Raises:
         InputError: no vocabulary there (transformers would silently make one of 5 tokens), files that are no
             WordPiece tokenizer's, or one that names code of its own.
@@ -30,8 +40,12 @@ def load_tokenizer(folder: Path | str) -> "BertTokenizer":
     check_tokenizer_files(folder)
     from transformers import BertTokenizer
 
+    settings: dict[str, Any] = {}
+    if forgets_case(folder):
+        settings = {"do_lower_case": False}
+        _warn_of_case(folder)
     try:
-        return BertTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return BertTokenizer.from_pretrained(str(folder), local_files_only=True, **settings)
     except Exception as error:  # what its parser, written in Rust, raises has no other class
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise InputError(f"{folder}: its tokenizer files cannot be used ({reason}); download them again") from None
@@ -48,6 +62,28 @@ def check_tokenizer_files(folder: Path) -> None:
         _read_wordpiece(folder / "tokenizer.json")
     else:
         _read_lines(folder / "vocab.txt")
+
+
+def forgets_case(folder: Path) -> bool:
+    """Whether a folder of vocab.txt has a cased vocabulary, and nothing says whether text is lower-cased."""
+    if (folder / "tokenizer.json").is_file():
+        return False  # says how text is normalised
+    file = folder / "tokenizer_config.json"
+    if file.exists() and "do_lower_case" in read_object(file, what="what belongs to a tokenizer"):
+        return False
+    tokens = _read_lines(folder / "vocab.txt")
+    return len(tokens_in_capitals(tokens)) >= _CASED_SHARE * len(tokens)
+
+
+def tokens_in_capitals(tokens: Sequence[str | None]) -> list[str]:
+    """Tokens with A-Z, without names in brackets such as [CLS] and <S>."""
+    named = (token for token in tokens if token and token[0] not in "[<")
+    return [token for token in named if token != token.lower() and any("A" <= letter <= "Z" for letter in token)]
+
+
+@functools.cache
+def _warn_of_case(folder: Path) -> None:
+    logger.warning("%s: its vocabulary has capitals, but no do_lower_case is set; case is kept", folder)
 
 
 def _check_settings(file: Path) -> None:

@@ -36,7 +36,7 @@ def comparison_table(paths: Sequence[Path]) -> str:
         first = first or (counts.masked_lm, counts.without_embeddings)
         rows.append(
             [
-                path.stem if path.suffix == ".json" else path.name,
+                model_name(path),
                 str(config.num_hidden_layers),
                 str(config.hidden_size),
                 str(config.intermediate_size),
@@ -46,6 +46,17 @@ def comparison_table(paths: Sequence[Path]) -> str:
                 f"{flops_per_token(config, min(LENGTH, config.max_position_embeddings)) / 1e6:.1f}",
             ]  # fmt: skip
         )
+    return format_columns(head, rows)
+
+
+def model_name(model: str | Path) -> str:
+    """What a config file, a model folder or an architecture is called in a table."""
+    path = Path(model)
+    return path.stem if path.suffix == ".json" else path.name
+
+
+def format_columns(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table whose columns are aligned as text."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join(

@@ -4,6 +4,8 @@ Only what makes a BERT's shape and numbers is taken over. What would have transf
 (auto_map, kernels as attention implementation), or load other weights (quantisation), is refused or left out.
 """
 
+import functools
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,12 @@ from transformers.activations import ACT2FN
 
 from distill.errors import InputError
 from distill.json_file import nearest, read_object, short
+from distill.modeling.architectures import NAMES, named_config
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILES = ("config.json", "bert_config.json")
+"""Hugging Face's name, and that of Google's and CLUE's original folders."""
 
 # The largest numbers are far above any BERT; without them a wrong digit takes all memory.
 _SIZES = {"hidden_size": 2**16, "num_hidden_layers": 512, "num_attention_heads": 2**12, "intermediate_size": 2**18,
@@ -25,22 +33,47 @@ _TAKEN = {*_SIZES, *_OPTIONAL_SIZES, *_SHARES, *_NUMBERS, "hidden_act", "pad_tok
 
 
 def load_config(path: str | Path) -> BertConfig:
-    """The BertConfig in a JSON file or model folder.
+    """The BertConfig in a JSON file or model folder, or of an architecture that is known by name (architectures.py).
 
     Raises:
         InputError: not readable, not BERT's, numbers that make no BERT model, or code of its own.
     """
     path = Path(path)
+    if str(path) in NAMES and not path.exists():
+        return named_config(str(path))
     if path.is_dir():
-        path = path / "config.json"
-        if not path.exists():
-            raise InputError(f"{path}: no such file; a model folder has config.json, vocab.txt and model.safetensors")
+        path = config_file(path)
+    elif not path.exists() and not path.suffix and path.parent == Path():
+        raise InputError(f"{path}: no such file or folder, and no architecture of that name{nearest(str(path), NAMES)}")
     raw = read_object(path, what="a model config")
+    if raw.get("model_type") == "roberta" and _is_wordpiece(path.parent):
+        _warn_of_kind(path)
+        raw["model_type"] = "bert"
     _check_kind(raw, path)
     _check_sizes(raw, path)
     _check_values(raw, path)
     taken = {key: value for key, value in raw.items() if key in _TAKEN}
     return BertConfig(**taken | {key: float(raw[key]) for key in {*_NUMBERS} & raw.keys()})
+
+
+def config_file(folder: Path) -> Path:
+    """The config of a model folder; InputError if it has none."""
+    found = next((folder / name for name in CONFIG_FILES if (folder / name).exists()), None)
+    if found is None:
+        raise InputError(
+            f"{folder / CONFIG_FILES[0]}: no such file; a model folder has config.json, vocab.txt and model.safetensors"
+        )
+    return found
+
+
+def _is_wordpiece(folder: Path) -> bool:
+    """Whether a folder has BERT's vocabulary and none of RoBERTa's: its weights are BERT's then, or refused later."""
+    return (folder / "vocab.txt").is_file() and not (folder / "merges.txt").exists()
+
+
+@functools.cache
+def _warn_of_kind(path: Path) -> None:
+    logger.warning("%s: model_type is 'roberta', but vocab.txt is BERT's; read as 'bert'", path)
 
 
 def _check_kind(raw: dict[str, Any], path: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging as transformers_logging
 
-from distill.corpus.tokenizing import listed_tokens
+from distill.corpus.tokenizing import forgets_case, listed_tokens
 from distill.corpus.tokenizing import load_tokenizer as load_bert_tokenizer
 from distill.durable import place_folder
 from distill.errors import InputError
@@ -197,9 +197,17 @@ def _write_model(model: BertForMaskedLM, partial: Path, tokenizer: Path, card: s
     with warnings.catch_warnings(), quiet_transformers():
         warnings.simplefilter("ignore")
         model.save_pretrained(partial)
-    for name in TOKENIZER_FILES:
-        if (tokenizer / name).exists():
-            shutil.copyfile(tokenizer / name, partial / name)
-    if not (partial / "tokenizer_config.json").exists():
-        load_tokenizer(tokenizer).save_pretrained(partial)
+    copy_tokenizer(tokenizer, partial)
     (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies the tokenizer of a folder, or a vocab.txt; settings that are missing or forget case are written."""
+    if source.is_file():
+        shutil.copyfile(source, target / "vocab.txt")
+        source = target
+    for name in TOKENIZER_FILES if source != target else ():
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)
+    if not (source / "tokenizer_config.json").exists() or forgets_case(source):
+        load_tokenizer(source).save_pretrained(target)

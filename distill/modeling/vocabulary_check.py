@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.corpus.tokenizing import forgets_case, tokens_in_capitals
 from distill.corpus.vocabulary import (
     SPECIAL_TOKENS,
     read_vocabulary,
@@ -21,8 +22,6 @@ from distill.json_file import read_json
 from distill.modeling.vocabulary import RowPlan, plan_means, write_planned
 from distill.modeling.weights import ModelFiles, read_model
 
-# A vocabulary with this share of tokens in capitals is a cased one; Google's Chinese one has 2 in 21,128.
-_CASED_SHARE = 0.01
 _BOM = "\ufeff"
 
 
@@ -61,10 +60,14 @@ def find_mismatches(model: ModelFiles) -> Findings:
     if _json_disagrees(model):
         problems.append("tokenizer.json and vocab.txt give tokens different ids")
     capitals = _tokens_in_capitals(model)
-    if capitals and tokenizer_settings(model.tokenizer, where=str(model.folder))["do_lower_case"]:
-        text = f"{len(capitals)} tokens hold capitals, such as {capitals[0]!r}, but text is lower-cased"
-        if len(capitals) >= _CASED_SHARE * len(model.tokens):
-            (notes if _states_lower_case(model) else problems).append(f"{text}; they are never used")
+    if forgets_case(model.folder):
+        problems.append(
+            f"{len(capitals)} tokens hold capitals, such as {capitals[0]!r}, but text is lower-cased outside this "
+            "package, since no do_lower_case is set; they are never used"
+        )
+    elif capitals and tokenizer_settings(model.tokenizer, where=str(model.folder))["do_lower_case"]:
+        example = f"{len(capitals)} tokens hold capitals, such as {capitals[0]!r}"
+        notes.append(f"{example}, but text is lower-cased; they are never used")
     return Findings(problems, notes)
 
 
@@ -113,7 +116,7 @@ def repair_vocabulary(folder: Path, output: Path, *, seed: int = 0) -> list[str]
     settings: dict[str, Any] = {}
     actions = _describe_repair(model, plan)
     capitals = _tokens_in_capitals(model)
-    if len(capitals) >= _CASED_SHARE * len(model.tokens) and not _states_lower_case(model):
+    if forgets_case(model.folder):
         settings = {"do_lower_case": False}
         actions.append(f"set do_lower_case to false, since {len(capitals)} tokens hold capitals")
     actions.append("wrote vocab.txt, tokenizer_config.json and config.json anew, all for the same tokens")
@@ -176,12 +179,6 @@ def _json_disagrees(model: ModelFiles) -> bool:
 
 
 def _tokens_in_capitals(model: ModelFiles) -> list[str]:
-    """Tokens with A-Z, without the special ones and names in brackets such as [CLS] and <S>."""
+    """Tokens with A-Z, without the special ones."""
     special = set(special_tokens_of(model.tokenizer))
-    tokens = (token for token in model.tokens if token and token not in special and token[0] not in "[<")
-    return [token for token in tokens if token != token.lower() and any("A" <= letter <= "Z" for letter in token)]
-
-
-def _states_lower_case(model: ModelFiles) -> bool:
-    file = model.folder / "tokenizer_config.json"
-    return file.is_file() and "do_lower_case" in read_json(file)
+    return tokens_in_capitals([token for token in model.tokens if token not in special])

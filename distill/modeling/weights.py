@@ -20,7 +20,7 @@ from distill.corpus.tokenizing import load_tokenizer
 from distill.corpus.vocabulary import tokens_by_id, write_tokenizer
 from distill.errors import InputError
 from distill.json_file import read_json
-from distill.modeling.config import load_config
+from distill.modeling.config import config_file, load_config
 from distill.modeling.weight_files import UNREADABLE, list_weight_files, load_pickle, unreadable
 
 if TYPE_CHECKING:
@@ -65,14 +65,14 @@ def read_model(folder: Path) -> ModelFiles:
     tables = [name for name in weights if name.endswith(EMBEDDINGS)]
     if len(tables) != 1:
         raise InputError(f"{folder}: expected one tensor ...{EMBEDDINGS} among the weights, found {len(tables)}")
-    return ModelFiles(folder, read_json(folder / "config.json"), tokenizer, tokens_by_id(tokenizer), weights)
+    return ModelFiles(folder, read_json(config_file(folder)), tokenizer, tokens_by_id(tokenizer), weights)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a model folder; a decoder equal to the word embeddings is left out, since it is tied to them."""
     weights: dict[str, Tensor] = {}
     for file in list_weight_files(folder):
-        weights |= _read_file(file)
+        weights |= read_weight_file(file)
     table = next((tensor for name, tensor in weights.items() if name.endswith(EMBEDDINGS)), None)
     for name in [name for name in weights if name.endswith(DECODER)]:
         if table is not None and torch.equal(weights[name], table):
@@ -80,7 +80,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _read_file(file: Path) -> dict[str, Tensor]:
+def read_weight_file(file: Path) -> dict[str, Tensor]:
+    """The tensors of one file, safetensors or a plain pickle; InputError if it cannot be read as that."""
     if file.suffix != ".safetensors":
         return load_pickle(file)
     try:
