@@ -1,8 +1,12 @@
 """Fine-tuning: every kind of task is learned by a tiny model, runs repeat, the best epoch stays, grids go on."""
 
 import json
+import os
 import random
 import shutil
+import signal
+import subprocess
+import time
 
 import pytest
 import torch
@@ -360,6 +364,39 @@ def test_commands_finetune_predict_and_grid(encoder, tmp_path, small_grid, capsy
     told = capsys.readouterr().out
     assert "| encoder | tiny-classification | accuracy/macro_f1 |" in told and "| encoder | 100%/100%" in told
     assert "### summary" in told and (tmp_path / "out" / "report" / "quality-size.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_killed_grid_started_again_equals_an_undisturbed_one(encoder, tmp_path, python, command_environment):
+    """Two tasks x two lengths of training x two seeds, in two processes, killed with all its workers, then in one."""
+    data = tmp_path / "data"
+    make_task(data, train=32)
+    make_task(data / "tiny-tags", "tags", train=32)
+    tasks = [str(data / "task.json"), str(data / "tiny-tags" / "task.json")]
+    grid = tmp_path / "grid.json"
+    grid.write_text(json.dumps({"tasks": tasks, "grid": {"epochs": [1, 2]}, "seeds": [0, 1]}), "utf-8")
+
+    def command(output, processes):
+        return ["grid", str(grid), "--model", str(encoder), "--data", str(data), "--output", str(tmp_path / output),
+                "--processes", str(processes), "--no-speed"]  # fmt: skip
+
+    def finished(output):
+        return len(list((tmp_path / output).glob("encoder/*/*/metrics.json")))
+
+    victim = subprocess.Popen([python, "-m", "distill", *command("killed", 2)], env=command_environment,
+                              start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    while not finished("killed") and victim.poll() is None:
+        time.sleep(0.05)
+    os.killpg(victim.pid, signal.SIGKILL)
+    victim.wait()
+    assert 0 < finished("killed") < 8
+    for output in ("killed", "undisturbed"):
+        assert run(*command(output, 1)) == 0 and finished(output) == 8
+    for table in ("results.csv", "details.csv", "summary.csv"):
+        ours, theirs = (
+            (tmp_path / output / "report" / table).read_text("utf-8") for output in ("killed", "undisturbed")
+        )
+        assert ours == theirs
 
 
 @pytest.mark.slow

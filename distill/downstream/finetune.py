@@ -37,6 +37,7 @@ from distill.downstream.task import Task
 from distill.downstream.task_data import TaskData, can_score, require_labels
 from distill.downstream.task_model import collator, load_finetuned, load_for_finetuning, save_finetuned
 from distill.durable import write_json, write_whole
+from distill.errors import InputError
 from distill.modeling.models import quiet_transformers
 
 WARMUP_RATIO = 0.1
@@ -94,6 +95,9 @@ def finetune(
         train_dataset=features, eval_dataset=encoded["dev"].features, compute_metrics=dev_metrics,
         callbacks=[_TellEpochs(task, show)],
     )  # fmt: skip
+    if distillation and trainer.args.n_gpu > 1:
+        raise InputError(f"{task.name}: a teacher and its student share one GPU, and {trainer.args.n_gpu} are visible; "
+                         f"set CUDA_VISIBLE_DEVICES=0, or do several runs of a grid at a time (processes)")  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     start = time.monotonic()
     with quiet_transformers():
