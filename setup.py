@@ -44,6 +44,6 @@ setup(
         "ray": ["ray>=2.50"],
         "test": ["pytest>=8", "hypothesis>=6.100", "pytest-xdist>=3.6", "ruff", "mypy", "jieba>=0.42.1"],
     },
-    entry_points={"console_scripts": ["distill = distill.cli:main"]},
+    entry_points={"console_scripts": ["distill = distill.__main__:main"]},
     classifiers=["Programming Language :: Python :: 3.11", "Operating System :: OS Independent"],
 )

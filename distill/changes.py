@@ -95,8 +95,10 @@ def check_writable(folder: Path) -> None:
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         raise InputError(f"{folder}: cannot be made as output folder, {there} is a file; name another folder")
+    if hasattr(os, "statvfs") and os.statvfs(there).f_flag & os.ST_RDONLY:
+        raise InputError(f"{folder}: cannot be written, {there} is on a read-only file system; name another folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{folder}: cannot be written, {there} belongs to somebody else; name another folder")
+        raise InputError(f"{folder}: cannot be written, you have no permission for {there}; name another folder")
 
 
 def check_places(recipe: Recipe) -> None:

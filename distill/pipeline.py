@@ -30,6 +30,8 @@ from distill.training.checkpoint import checkpoint_students, clear_other_checkpo
 from distill.training.plugins import load_plugins
 
 WAIT_SECONDS = 1.0
+FOLDERS = ("data", "stages", "models", "report")
+"""What a run makes below its output folder."""
 
 
 def run_recipe(
@@ -76,7 +78,10 @@ def train_stages(
     plans = plan_checked(recipe, stages, allow_changes=allow_changes)
     _check_made_before(stages, plans, only_stage)
     with only_run(output, show) if cluster.node_rank == 0 else nullcontext() as lock:
-        _run_stages(recipe, stages, plans, cluster, show, lock=lock, max_restarts=max_restarts, plugins=plugins)
+        is_first = cluster.node_rank == 0
+        packed = _prepare(recipe, stages, plans, show, allow_changes=allow_changes) if is_first else {}
+        _run_stages(recipe, stages, plans, packed, cluster, show, lock=lock, max_restarts=max_restarts,
+                    plugins=plugins)  # fmt: skip
 
 
 def plan_checked(recipe: Recipe, stages: list[Stage], *, allow_changes: bool = False) -> dict[str, StagePlan]:
@@ -85,7 +90,9 @@ def plan_checked(recipe: Recipe, stages: list[Stage], *, allow_changes: bool = F
     Raises:
         InputError: see `plan_recipe` and `check_unchanged`.
     """
-    check_writable(Path(recipe.output_dir))
+    output = Path(recipe.output_dir)
+    for folder in (output, *(output / name for name in FOLDERS)):
+        check_writable(folder)
     check_places(recipe)
     if not allow_changes:
         check_unchanged(recipe)
@@ -100,18 +107,28 @@ def unfinished_plans(stages: list[Stage], plans: Mapping[str, StagePlan]) -> dic
     return {stage.name: plans[stage.name] for stage in stages if unfinished_students(plans[stage.name])}
 
 
+def _prepare(
+    recipe: Recipe, stages: list[Stage], plans: Mapping[str, StagePlan], show: Callable[[str], None], *,
+    allow_changes: bool,
+) -> dict[str, Path]:  # fmt: skip
+    """The packed dataset of every stage that is not finished; from now on the folder counts as this recipe's."""
+    output = Path(recipe.output_dir)
+    # All text is read before the first stage trains.
+    packed = {name: prepare_data(plan, output, show) for name, plan in unfinished_plans(stages, plans).items()}
+    if not allow_changes:
+        check_unchanged(recipe, unfinished_plans(stages, plans))  # what a segmenter trained only now has changed
+    record_changes(output, find_changes(recipe, unfinished_plans(stages, plans)))
+    write_json(output / "recipe.json", recipe.model_dump())
+    return packed
+
+
 def _run_stages(
-    recipe: Recipe, stages: list[Stage], plans: Mapping[str, StagePlan], cluster: Cluster,
+    recipe: Recipe, stages: list[Stage], plans: Mapping[str, StagePlan], packed: Mapping[str, Path], cluster: Cluster,
     show: Callable[[str], None], *, lock: int | None, max_restarts: int, plugins: Sequence[Path],
 ) -> None:  # fmt: skip
-    """What `train_stages` does when all is checked and nobody else is at work."""
+    """What `train_stages` does when all is checked and prepared and nobody else is at work."""
     output = Path(recipe.output_dir)
     recipe_file = output / "recipe.json"
-    if cluster.node_rank == 0:
-        # All text is read before the first stage trains and before the folder counts as this recipe's.
-        packed = {name: prepare_data(plan, output, show) for name, plan in unfinished_plans(stages, plans).items()}
-        record_changes(output, find_changes(recipe, unfinished_plans(stages, plans)))
-        write_json(recipe_file, recipe.model_dump())
     for stage in stages:
         while students := missing_students(plans[stage.name], output):
             if cluster.node_rank == 0:

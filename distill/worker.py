@@ -119,14 +119,23 @@ def _train(
 def _prepare_under_torchrun(recipe: Recipe, plan: StagePlan, students: list[str], output: Path, rank: int) -> None:
     """Without our parent, the first process prepares the data and the others wait for it."""
     note = dataset_note(plan, output)
-    started = time.time()
+    started, before = time.time(), _version(note)
     if rank == 0:
         packed = prepare_data(plan, output, show=lambda line: print(line, file=sys.stderr))
         record_changes(output, find_changes(recipe, {plan.stage.name: plan}))
         write_json(output / "recipe.json", recipe.model_dump())
         hand_over(plan, students, output, packed)
-    while not note.exists() or note.stat().st_mtime < started - 60:
+    # It may have been written before this process looked, or by a clock that was set back since.
+    while not note.exists() or note.stat().st_mtime < started - 60 and _version(note) == before:
         time.sleep(0.5)
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is written anew; None if there is none."""
+    if not path.exists():
+        return None
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def _tell(

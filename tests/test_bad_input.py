@@ -338,7 +338,7 @@ def test_a_wrong_number_in_the_environment(name, value, message, project, capsys
 def test_an_output_folder_that_may_not_be_written(project, capsys):
     (project.root / "locked").mkdir(mode=0o500)
     project.recipe(output_dir="locked/out")
-    assert "belongs to somebody else" in complaint(capsys, "train", "recipe.json")
+    assert "you have no permission for" in complaint(capsys, "train", "recipe.json")
 
 
 # ---- what only reading the text can find: no dataset is left, and the folder does not count as this recipe's

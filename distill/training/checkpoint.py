@@ -11,6 +11,7 @@ Looking never changes anything (`newest_checkpoint`). Damaged checkpoints are ke
 resumes (`set_damaged_aside`).
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -163,8 +164,15 @@ def clear_other_checkpoints(folder: Path, students: list[str]) -> None:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+    """What is wrong with a checkpoint's files, or None.
+
+    Raises:
+        PermissionError: they may not be read, which says nothing about them.
+    """
     try:
+        for file in path.iterdir():
+            if file.exists() and not os.access(file, os.R_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
         manifest = read_object(path / "manifest.json", what="a checkpoint's list of files")
         for name, expected in manifest.items():
             if Path(name).name != name:
@@ -173,6 +181,8 @@ def find_damage(path: Path) -> str | None:
                 return f"{name} changed"
         if "state.json" not in manifest:
             return "state.json is not listed"
+    except PermissionError:
+        raise
     except (OSError, ValueError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None

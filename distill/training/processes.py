@@ -12,6 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for the others, which may be saving or compiling."""
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -37,8 +40,20 @@ def join_processes() -> Processes:
         device = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        dist.init_process_group(backend, store=_own_store(), rank=rank, world_size=world_size, timeout=PATIENCE)
     return Processes(rank, world_size, device)
+
+
+def _own_store() -> dist.Store:
+    """Where these processes find each other: torchrun's store, but not what an earlier start has left in it.
+
+    torchrun keeps one store over its restarts, with the addresses of the processes that died
+    (https://github.com/pytorch/pytorch/issues/135712).
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_ours = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and os.environ["RANK"] == "0"
+    store = dist.TCPStore(host, port, int(os.environ["WORLD_SIZE"]), is_ours, PATIENCE)
+    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def leave_processes(processes: Processes) -> None:

@@ -1,4 +1,4 @@
-"""Runs a chain of two stages and three students in processes that are ended, or whose disk fails, at a chosen call.
+"""Two stages, three students and a fine-tuning in processes that are ended, or whose disk fails, at a chosen call.
 
     python tests/faults/chain.py FOLDER --mode kill full --count 100 --seed 1
 
@@ -22,6 +22,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,48 @@ from test_processes import write_recipe  # noqa: E402
 from test_stage import SPEED  # noqa: E402
 from tiny import NeverStop, write_world  # noqa: E402
 
+import distill.downstream.finetune  # noqa: E402, F401  # once, not in each fork
 from distill import pipeline  # noqa: E402
+from distill.json_file import read_json  # noqa: E402
 from distill.launch import CHILD, Cluster, StageFailed  # noqa: E402
 from distill.recipe_file import load_recipe  # noqa: E402
 from distill.training.metrics import read_metrics  # noqa: E402
 from distill.worker import run_worker  # noqa: E402
 
 STAGES = [
-    {"name": "one", "teacher": "teacher", "steps": 4, "save_every": 1, "students": {
+    {"name": "one", "teacher": "teacher", "steps": 4, "save_every": 1, "eval_every": 2, "students": {
         "a": {"config": "student.json", "matches": ["uniform"]},
         "b": {"config": "student.json", "matches": ["uniform:attention_mse"]}}},
-    {"name": "two", "teacher": "a", "steps": 3, "save_every": 2, "keep_checkpoints": 1, "students": {
+    {"name": "two", "teacher": "a", "steps": 3, "save_every": 2, "eval_every": 2, "keep_checkpoints": 1, "students": {
         "c": {"config": "student.json", "mlm_weight": 1.0}}},
 ]  # fmt: skip
+TASK = {
+    "name": "mine", "kind": "classification", "metrics": ["accuracy"], "texts": ["text"],
+    "files": {"train": ["train.jsonl"], "dev": ["dev.jsonl"]},
+    "defaults": {"learning_rate": 0.001, "epochs": 1, "batch_size": 8, "max_length": 16},
+}  # fmt: skip
+FINETUNE = {"data": ".", "tasks": ["mine.json"], "models": ["c"], "speed": None}
 LEFTOVERS = (".partial-", ".removed-", ".replaced-")
+
+
+def write_chain(folder: Path, changes: Mapping[str, Mapping[str, int]] = {}, *, finetune: bool = True) -> None:
+    """Models, text, a task, and the recipe out.json that trains on all of them.
+
+    Args:
+        changes: stage -> fields.
+        finetune: whether the task is part of it.
+    """
+    write_world(folder)
+    stages = [{**stage, **changes.get(str(stage["name"]), {})} for stage in STAGES]
+    path = write_recipe(folder, output="out", stages=stages, global_batch_size=4, micro_batch_size=2)
+    if not finetune:
+        return
+    path.write_text(json.dumps({**json.loads(path.read_text()), "finetune": FINETUNE}))
+    (folder / "mine.json").write_text(json.dumps(TASK))
+    lines = (folder / "text.txt").read_text(encoding="utf-8").split()
+    records = [json.dumps({"text": line, "label": str(number % 3)}) for number, line in enumerate(lines)]
+    (folder / "train.jsonl").write_text("\n".join(records[:24]))
+    (folder / "dev.jsonl").write_text("\n".join(records[24:]))
 
 
 def run_chain() -> int:
@@ -83,8 +112,12 @@ def result() -> dict[str, Any]:
         records = read_metrics(out / "stages" / str(stage["name"]) / "metrics.jsonl")
         kept = [{key: value for key, value in record.items() if key not in SPEED} for record in records]
         found[f"metrics of {stage['name']}"] = sorted(kept, key=lambda r: (r["step"], r["split"], r["student"]))
-    for name in ("recipe.json", "report/results.json"):
-        found[name] = (out / name).read_bytes()
+    for path in sorted(out.glob("finetune/c/mine/*/*.json*")):
+        found[path.name] = path.read_text()
+        if path.name == "metrics.json":
+            found[path.name] = {key: value for key, value in read_json(path).items() if key != "train_seconds"}
+    for path in (out / "recipe.json", out / "report/results.json", *out.glob("report/tables.md")):
+        found[path.name] = path.read_bytes()
     left = [str(path) for path in [*out.glob("models/*"), *out.glob("stages/*/checkpoints/*")]
             if path.name.startswith(LEFTOVERS)]  # fmt: skip
     found["left over"] = left
@@ -167,8 +200,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     torch.set_num_threads(1)
-    write_world(folder)
-    write_recipe(folder, output="out", stages=STAGES, global_batch_size=4, micro_batch_size=2, eval_every=2)
+    write_chain(folder)
     os.cpu_count = lambda: 1  # type: ignore[assignment]  # text is prepared in the process itself
     pipeline.run_stage_processes = run_stage_here  # type: ignore[assignment]
     campaign = Campaign(folder, arguments.seed)

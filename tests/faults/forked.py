@@ -1,8 +1,8 @@
 """Processes that are forks of this one instead of fresh interpreters, for tests of what starts and watches processes.
 
-`python -m distill ...` takes eight seconds to import what it needs, its fork none. All else is as with
-subprocess.Popen: environment, session, descriptors, signals and exit codes; torchrun and the processes that it starts
-are forks, too.
+`python -m distill ...` takes seconds to import what it needs, its fork none. All else is as with subprocess.Popen:
+environment, session, descriptors, signals and exit codes. What a fork starts, torchrun and its processes, are forks,
+too. A function that a test has replaced is replaced in all of them.
 """
 
 import contextlib
@@ -15,6 +15,16 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
+
+import torch.utils.tensorboard  # noqa: F401  # what the forks will not have to import
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+from tqdm import tqdm
+
+from distill import launch, worker  # noqa: F401
+from distill.cli import main as distill
+
+MODULES = {"distill": distill, "torch.distributed.run": torchrun.main}
 
 
 class ForkedProcess:
@@ -84,9 +94,10 @@ def _become(
         if env is not None:
             os.environ.clear()
             os.environ.update(env)
+        _fork_from_now_on()
         at = args.index("-m")
         sys.argv = args[at + 1 :]
-        code = _run(_main_of(args[at + 1]), args[at + 2 :])
+        code = _run(MODULES[args[at + 1]], args[at + 2 :])
     except BaseException:
         traceback.print_exc()
     finally:
@@ -94,17 +105,6 @@ def _become(
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
-
-
-def _main_of(module: str) -> Callable[[list[str]], None]:
-    if module == "distill":
-        from distill.cli import main
-
-        return main
-    from torch.distributed import run
-
-    assert module == "torch.distributed.run", module
-    return run.main
 
 
 def _run(main: Callable[[list[str]], None], arguments: list[str]) -> int:
@@ -118,15 +118,8 @@ def _run(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     return 0
 
 
-def fork_instead() -> None:
-    """From now on this process, and what it starts, start `python -m ...` as forks."""
-    from torch.distributed import run  # noqa: F401
-    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
-    from torch.utils import tensorboard  # noqa: F401
-    from tqdm import tqdm
-
-    from distill import launch, worker  # noqa: F401
-
+def _fork_from_now_on() -> None:
+    """Lets the modules that start `python -m ...` start forks."""
     tqdm.monitor_interval = 0  # no thread that could hold a lock while another forks
     os.cpu_count = lambda: 1  # text is prepared without a pool, whose processes would be fresh ones
     subprocess_handler.Popen = ForkedProcess  # type: ignore[assignment, misc]

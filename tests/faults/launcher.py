@@ -1,4 +1,4 @@
-"""`distill train` on a chain of two stages and three students, with SIGKILL to its processes at random moments.
+"""`distill train` on two stages, three students and a task, with SIGKILL to its processes at random moments.
 
     python tests/faults/launcher.py FOLDER --count 100 --nproc 2 --seed 1
 
@@ -25,28 +25,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 for name, value in {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}.items():
     os.environ.setdefault(name, value)
 
-from faults.chain import STAGES, result  # noqa: E402
+from faults.chain import result, write_chain  # noqa: E402
 from faults.disturbance import descendants  # noqa: E402
-from faults.forked import ForkedProcess, fork_instead  # noqa: E402
-from test_processes import write_recipe  # noqa: E402
-from tiny import write_world  # noqa: E402
+from faults.forked import ForkedProcess  # noqa: E402
 
 from distill.training.metrics import read_metrics  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 300
 """A guard; half a minute is usual."""
-LONGER = {"one": {"steps": 30, "save_every": 4}, "two": {"steps": 20, "save_every": 4}}
+LONGER = {"one": {"steps": 16, "save_every": 4, "eval_every": 8}, "two": {"steps": 6}}
 """The chain's stages with more steps, so that a kill can come between them."""
 
 
 class Run:
     """One `distill train` of the recipe in the working folder, started."""
 
-    def __init__(self, nproc: int, *arguments: str, cold: bool = False) -> None:
+    def __init__(self, nproc: int, *arguments: str, cold: bool = False, log: str = "log.txt") -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "NPROC": str(nproc)}
         command = [sys.executable, "-m", "distill", "train", "out.json", *arguments]
-        self.log = Path("log.txt")
+        self.log = Path(log)
         start: Any = subprocess.Popen if cold else ForkedProcess
         with self.log.open("wb") as log:
             self.process = start(command, env=environment, stdout=log, stderr=log)
@@ -86,12 +84,28 @@ def count_records() -> int:
     return sum(len(read_metrics(Path("out/stages") / name / "metrics.jsonl")) for name in LONGER)
 
 
-def write_chain(folder: Path) -> None:
-    """The tiny models and the recipe out.json; `folder` becomes the working folder."""
-    os.chdir(folder)
-    write_world(folder)
-    stages = [{**stage, **LONGER[stage["name"]]} for stage in STAGES]
-    write_recipe(folder, output="out", stages=stages, global_batch_size=4, micro_batch_size=2, eval_every=10)
+def end_by(run: Run, signum: int) -> tuple[int, str, float]:
+    """Sends a signal to the parent. Returns exit code, output, and the seconds it took."""
+    start = time.monotonic()
+    run.process.send_signal(signum)
+    code, output = run.finish()
+    return code, output, time.monotonic() - start
+
+
+def stop_in_the_middle() -> None:
+    """A run that SIGTERM ends in its first stage, with a checkpoint written."""
+    run = Run(1)
+    assert run.wait_for(12)
+    code, output, _ = end_by(run, signal.SIGTERM)
+    assert code == 143, output
+
+
+def goes_on_to(expected: dict[str, Any]) -> None:
+    """Runs to the end, which must be this `result()`."""
+    code, output = Run(1).finish()
+    assert code == 0, output
+    found = result()
+    assert [key for key, value in expected.items() if found.get(key) != value] == []
 
 
 def kill_once(run: Run, who: str, choice: random.Random) -> None:
@@ -116,8 +130,8 @@ def main() -> None:
     choice = random.Random(arguments.seed)
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    write_chain(folder)
-    fork_instead()
+    os.chdir(folder)
+    write_chain(folder, LONGER)
     start = time.monotonic()
     code, output = Run(arguments.nproc, cold=arguments.cold).finish()
     assert code == 0, output
