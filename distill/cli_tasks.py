@@ -160,6 +160,9 @@ def grid(
         list[str] | None, typer.Option(help="two models to set side by side, NAME:NAME; repeatable")
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="runs at a time")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help='Ray cluster to work on: address or "auto"; its machines share all folders')
+    ] = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="keep every run's weights")] = False,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="do not time the models")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, count the runs, do none")] = False,
@@ -169,11 +172,13 @@ def grid(
     The tables, as Markdown, CSV, JSON and pictures, go into OUTPUT/report, too.
     """
     from distill.changes import check_writable
+    from distill.corpus.ray_workers import check_ray
     from distill.downstream.grid import load_grid, with_tasks
     from distill.finetuning import Plan, check_plan, name_models, run_plan
     from distill.modeling.models import find_model
     from distill.recipe_tasks import Speed
 
+    check_ray(ray)
     chosen = with_tasks(load_grid(grid), task or [])
     pairs = [pair.split(":") for pair in against or []]
     if any(len(pair) != 2 for pair in pairs):
@@ -183,7 +188,7 @@ def grid(
     models = name_models({name: find_model(name) for name in model})
     plan = Plan(
         chosen, models, data, output, output / "report", teacher or next(iter(models)), pairs, processes, keep_models,
-        None if no_speed else Speed(),
+        None if no_speed else Speed(), ray=ray,
     )  # fmt: skip
     check_writable(output)
     check_plan(plan)

@@ -48,6 +48,7 @@ class Plan:
     keep_models: bool = False
     speed: Speed | None = field(default_factory=Speed)
     distil: Distil | None = None
+    ray: str | None = None
 
     def __post_init__(self) -> None:
         for name in [self.teacher, *(model for pair in self.pairs for model in pair)]:
@@ -165,6 +166,7 @@ def run_plan(plan: Plan, show: Callable[[str], None]) -> tuple[str, list[str]]:
     runs, failed = search(
         plan.grid, plan.models, plan.data, plan.runs, processes=plan.processes, show=show, keep_models=plan.keep_models,
         teacher=TaskTeacher(plan.teacher, _settings(plan.distil)) if plan.distil else None,
+        ray=plan.ray,
     )  # fmt: skip
     results = best_results(read_runs(run.folder for run in runs))
     timings, machine = _timings(plan, show) if plan.speed else ([], describe_machine())

@@ -297,6 +297,22 @@ def test_rows_that_stand_in_train_are_measured_apart(encoder, tmp_path):
     assert results["dev"]["unseen"]["metrics"]["accuracy"] == pytest.approx(100 * sum(right[:40]) / 40, abs=1e-3)
 
 
+@pytest.mark.slow
+def test_a_grid_over_ray_gives_the_same(encoder, tmp_path, small_grid, python, command_environment):
+    pytest.importorskip("ray")
+    code = (
+        "import sys, ray; from distill.cli import main; "
+        "ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False); main(sys.argv[1:])"
+    )
+    command = ["grid", str(small_grid), "--model", str(encoder), "--data", str(tmp_path / "data"), "--no-speed"]
+    there = [*command, "--output", str(tmp_path / "ray"), "--ray", "local"]
+    done = subprocess.run([python, "-c", code, *there], env=command_environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert run(*command, "--output", str(tmp_path / "here")) == 0
+    tables = [(tmp_path / output / "report" / "details.csv").read_text("utf-8") for output in ("ray", "here")]
+    assert tables[0] == tables[1]
+
+
 def fake_run(model, task, seed, dev, **setting):
     return {
         "model_name": model, "task": task, "texts": "text", "metric_names": list(dev), "dev": {"metrics": dev},

@@ -18,6 +18,7 @@ from typing import Any
 from distill.corpus.lock import exclusive
 from distill.downstream.grid import Grid, Run, list_runs
 from distill.downstream.metrics import mean_score
+from distill.downstream.ray_runs import runs_over_ray
 from distill.downstream.run import Distillation, finished_metrics, run_folder
 from distill.downstream.task import load_task
 from distill.downstream.task_data import HUB, find_files, load_task_data
@@ -41,17 +42,21 @@ class TaskTeacher:
 def search(
     grid: Grid, models: Mapping[str, Path], data: str, output: Path, *,
     processes: int, show: Callable[[str], None], keep_models: bool = False, teacher: TaskTeacher | None = None,
+    ray: str | None = None,
 ) -> tuple[list[Run], list[str]]:  # fmt: skip
     """Does every run of a grid that is not finished; returns all runs, and what went wrong, one line a run.
 
     Tasks that start from another task's model come after it, and what is learned from a teacher after the teacher.
+
+    Args:
+        ray: address of a Ray cluster to work on, instead of `processes` here.
     """
 
     def keep(model: str, task: str) -> bool:
         return keep_models or task in grid.start_from.values() or (teacher is not None and model == teacher.model)
 
     runs = list_runs(grid, models, data, output, keep=keep)
-    failed = run_grid(runs, processes=processes, show=show)
+    failed = run_grid(runs, processes=processes, show=show, ray=ray)
     if grid.start_from:
         best = best_models(runs)
         sources = {task: load_task(source).name for task, source in grid.start_from.items()}
@@ -60,11 +65,11 @@ def search(
         failed += [f"{name}: no model to start {', '.join(sources)} from" for name in models if name not in there]
         starts = {(name, task): best[name, source] for name in there for task, source in sources.items()}
         later = list_runs(grid, there, data, output, keep=keep, starts=starts)
-        failed += run_grid(later, processes=processes, show=show)
+        failed += run_grid(later, processes=processes, show=show, ray=ray)
         runs += later
     if teacher:
         taught = _taught_runs(runs, teacher, output)
-        failed += run_grid(taught, processes=processes, show=show)
+        failed += run_grid(taught, processes=processes, show=show, ray=ray)
         runs += taught
     return runs, failed
 
@@ -94,7 +99,7 @@ def _taught_runs(runs: Sequence[Run], teacher: TaskTeacher, output: Path) -> lis
     return taught
 
 
-def run_grid(runs: Sequence[Run], *, processes: int, show: Callable[[str], None]) -> list[str]:
+def run_grid(runs: Sequence[Run], *, processes: int, show: Callable[[str], None], ray: str | None = None) -> list[str]:
     """Does the runs that are not finished; returns what went wrong, one line a run. The others go on.
 
     Args:
@@ -103,7 +108,8 @@ def run_grid(runs: Sequence[Run], *, processes: int, show: Callable[[str], None]
     waiting = [run for run in runs if not is_finished(run)]
     show(f"{len(runs)} runs, {len(runs) - len(waiting)} finished, {len(waiting)} to do")
     failed = []
-    for done, (run, problem) in enumerate(_ended_runs(waiting, processes), start=1):
+    ended = runs_over_ray(waiting, ray, _attempt_in) if ray and waiting else _ended_runs(waiting, processes)
+    for done, (run, problem) in enumerate(ended, start=1):
         show(f"[{done}/{len(waiting)}] {_describe(run)}: {problem or _told(run)}")
         if problem:
             failed.append(f"{_describe(run)}: {problem}")
@@ -156,6 +162,12 @@ def _attempt(run: Run) -> str:
     except (InputError, RuntimeError, OSError) as error:  # the memory of a GPU or a full disk ends this run alone
         return (str(error).strip().splitlines() or [type(error).__name__])[0]
     return ""
+
+
+def _attempt_in(run: Run, folder: Path) -> str:
+    os.chdir(folder)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    return _attempt(run)
 
 
 def finetune_run(run: Run, *, show: Callable[[str], None]) -> dict[str, Any]:
