@@ -328,6 +328,8 @@ def test_the_setting_with_the_best_mean_is_reported_not_the_luckiest_run():
     assert result.hyperparameters == {"epochs": 3} and result.dev == {"accuracy": 77.0}
     assert result.std == {"accuracy": 1.4142} and result.seeds == (0, 1) and result.num_settings == 3
     assert details_table([result]).rows[0][3] == "77.00±1.41"
+    (alone,) = best_results(runs[-1:])
+    assert details_table([alone]).rows[0][3] == "99.00"
 
 
 def test_results_of_a_whole_benchmark_get_its_score():

@@ -134,7 +134,7 @@ def draw(means: Mapping[str, Decimal], positions: Mapping[str, float], label: st
         axes.scatter(positions[model], float(mean))
         axes.annotate(model, (positions[model], float(mean)), textcoords="offset points", xytext=(6, 4))
     axes.set(xscale="log", xlabel=label, ylabel="mean of the tasks, % of the teacher")
-    axes.margins(0.15)
+    axes.margins(x=0.25, y=0.15)  # room for the names
     axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -93,14 +93,15 @@ def as_cells(results: Iterable[Result]) -> dict[str, dict[str, Cell]]:
 
 
 def details_table(results: Iterable[Result]) -> Table:
-    """A row a model and task: mean and standard deviation on dev, test, the setting, seeds, and the text columns.
+    """A row a model and task: mean on dev, its deviation over several seeds, test, setting, seeds, and text columns.
 
     "Unseen" are the rows whose texts do not stand in train; columns that nobody has are left out.
     """
     rows = []
     for r in results:
         setting = ", ".join(f"{name} {value:g}" for name, value in r.hyperparameters.items())
-        dev = "/".join(f"{r.dev[name]:.2f}±{r.std[name]:.2f}" for name in r.metric_names)
+        deviation = {name: f"±{r.std[name]:.2f}" if len(r.seeds) > 1 else "" for name in r.metric_names}
+        dev = "/".join(f"{r.dev[name]:.2f}{deviation[name]}" for name in r.metric_names)
         others = [_shown(metrics, r.metric_names) for metrics in (r.dev_unseen, r.test, r.test_unseen)]
         counts = (str(len(r.seeds)), str(r.num_settings))
         rows.append((r.model, r.task, "/".join(r.metric_names), dev, *others, *counts, setting, r.texts))
