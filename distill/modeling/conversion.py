@@ -97,24 +97,19 @@ def convert_model(
     kind = check_weights(found.weights, settled, where=str(source))
     if tokenizer is not None:
         _check_vocabulary(tokenizer, settled, where=str(source))
-    settled.architectures = [kind]
-    settled.tie_word_embeddings = DECODER not in found.weights
-    if "classifier.weight" in found.weights:
-        settled.num_labels = len(found.weights["classifier.weight"])
+    _describe(settled, kind, found.weights)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
+        card = _card(output.name, source, found.format, exact)
+        _write_hf(partial, found.weights, settled, tokenizer if to == "hf" else None, card)
         if to == "hf":
-            assert tokenizer is not None
-            _write_hf(partial, found.weights, settled, tokenizer, _card(output.name, source, found.format, exact))
             before = found.uer_weights or to_uer(_without_tasks(found.weights), exact=False, where=str(source))
-            difference = _check_outputs(
-                partial, before, settled, exact=exact and found.uer_weights is not None, where=str(source)
-            )
+            folded = exact and found.uer_weights is not None
+            difference = _check_outputs(partial, before, settled, exact=folded, where=str(source))
         else:
             renamed = to_uer(found.weights, exact=exact, where=str(source))
-            _write_hf(partial, found.weights, settled, None, "")
             difference = _check_outputs(partial, renamed, settled, exact=exact, where=str(source))
             _clear(partial)
             _write_uer(partial, renamed, settled, tokenizer)
@@ -122,6 +117,14 @@ def convert_model(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Conversion(found.format, settled, kind, difference)
+
+
+def _describe(config: BertConfig, kind: str, weights: Mapping[str, Tensor]) -> None:
+    """Writes into the config what the weights are of."""
+    config.architectures = [kind]
+    config.tie_word_embeddings = DECODER not in weights
+    if "classifier.weight" in weights:
+        config.num_labels = len(weights["classifier.weight"])
 
 
 def check_weights(weights: Mapping[str, Tensor], config: BertConfig, *, where: str) -> str:
