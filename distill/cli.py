@@ -148,6 +148,9 @@ def train(
 
     --FIELD VALUE sets a field of a stage or student everywhere (--steps 100, --learning-rate 1e-4), and --output-dir
     the folder. `python train.py` takes MiniRBT's flags, too (--teacher_name_or_path, --student_config, ...).
+
+    Environment: NPROC processes on this machine (default: the visible GPUs, or 1); NNODES machines of which this is
+    number NODE_RANK, MASTER_ADDR and MASTER_PORT of number 0.
     """
     from distill.recipe_file import load_recipe
 

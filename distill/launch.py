@@ -33,12 +33,12 @@ _FAILURE = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s+exitcode\s*: (-?\d+
 class StageFailed(Exception):
     """A stage's processes ended without finishing; the message is what the user should read.
 
-    `is_final`: the same would happen again.
+    `is_final`: the same would happen again. `is_lost`: nothing of it is known but that a process is gone.
     """
 
-    def __init__(self, message: str, *, is_final: bool = False) -> None:
+    def __init__(self, message: str, *, is_final: bool = False, is_lost: bool = False) -> None:
         super().__init__(message)
-        self.is_final = is_final
+        self.is_final, self.is_lost = is_final, is_lost
 
 
 class Interrupted(Exception):
@@ -100,6 +100,7 @@ def is_worker() -> bool:
 def run_stage_processes(
     recipe_file: Path, stage: str, *, cluster: Cluster, status_file: Path, log_file: Path, show: Callable[[str], None],
     lock: int | None = None, max_restarts: int = 0, plugins: Sequence[Path] = (),
+    give_up: Callable[[], Exception | None] = lambda: None,
 ) -> None:  # fmt: skip
     """Runs `distill train RECIPE --stage NAME` in all processes of this node until it has finished.
 
@@ -107,10 +108,11 @@ def run_stage_processes(
         lock: descriptor of the run's lock, which the processes hold, too.
         max_restarts: times to start again after processes died; several processes are started again by torchrun.
         plugins: files of a user's losses, which every process imports.
+        give_up: why the processes should be ended before they have finished, asked now and then; None: they should not.
     Raises:
         InputError: the user's input was wrong.
-        Interrupted: after SIGINT or SIGTERM.
-        StageFailed: anything else.
+        Interrupted: after SIGINT or SIGTERM, of this node or another.
+        StageFailed: anything else, but for what `give_up` says.
     """
     own = [sys.executable, "-m", "distill", "train", str(recipe_file), "--stage", stage]
     own += [argument for plugin in plugins for argument in ("--plugin", str(plugin))]
@@ -118,7 +120,7 @@ def run_stage_processes(
     restarts = 0
     while True:
         try:
-            return _run_once(command, stage, cluster, status_file, log_file, show, lock)
+            return _run_once(command, stage, cluster, status_file, log_file, show, lock, give_up)
         except StageFailed as error:
             if cluster.world_size > 1 or error.is_final or restarts >= max_restarts:
                 raise
@@ -128,7 +130,7 @@ def run_stage_processes(
 
 def _run_once(
     command: list[str], stage: str, cluster: Cluster, status_file: Path, log_file: Path, show: Callable[[str], None],
-    lock: int | None,
+    lock: int | None, give_up: Callable[[], Exception | None],
 ) -> None:  # fmt: skip
     """Starts the processes, waits for their end, and tells it as `run_stage_processes` does."""
     status_file.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +141,7 @@ def _run_once(
             command, env=_environment(cluster), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=os.name != "nt", pass_fds=() if lock is None else (lock,),
         )  # fmt: skip
-        signum = _watch(child, status_file, stage, show)
+        signum, reason = _watch(child, status_file, stage, show, give_up)
     status = read_status(status_file)
     message = str(status.get("message", ""))
     is_finished = status.get("state") == "finished" and child.returncode == 0
@@ -148,16 +150,21 @@ def _run_once(
         raise Interrupted(signum, message or f"stage '{stage}' {default}; the same command goes on from there")
     if is_finished:
         return
+    if status.get("state") == "stopped":  # by a signal that another node received
+        raise Interrupted(int(status["exit_code"]) - 128, message)
     if status.get("exit_code") == 2:
         raise InputError(message)
+    if reason:
+        raise reason
     dead = describe_dead_process(_read_from(log_file, begin), child.pid, child.returncode)
     if dead and (not message or status.get("is_lost")):
         raise StageFailed(f"stage '{stage}': {dead}; the same command goes on from the last checkpoint (details: "
                           f"{log_file})")  # fmt: skip
     if message:
-        raise StageFailed(f"{message} (details: {log_file})", is_final=bool(status.get("is_final")))
+        raise StageFailed(f"{message} (details: {log_file})", is_final=bool(status.get("is_final")),
+                          is_lost=bool(status.get("is_lost")))  # fmt: skip
     raise StageFailed(
-        f"stage '{stage}': a process ended with code {child.returncode} without a message; see {log_file}"
+        f"stage '{stage}': a process ended with code {child.returncode} without a message; see {log_file}", is_lost=True
     )
 
 
@@ -205,9 +212,16 @@ def _torchrun(cluster: Cluster, max_restarts: int) -> list[str]:
     ]  # fmt: skip
 
 
-def _watch(child: subprocess.Popen, status_file: Path, stage: str, show: Callable[[str], None]) -> int:
-    """Draws the progress bar until the child ends; passes signals on. Returns the signal that came, or 0."""
+def _watch(
+    child: subprocess.Popen, status_file: Path, stage: str, show: Callable[[str], None],
+    give_up: Callable[[], Exception | None],
+) -> tuple[int, Exception | None]:  # fmt: skip
+    """Draws the progress bar until the child ends; passes signals on, and ends it when `give_up` says so.
+
+    Returns: the signal that came, or 0, and what `give_up` said.
+    """
     received: list[int] = []
+    reason: Exception | None = None
 
     def forward(signum: int, _frame: Any) -> None:
         received.append(signum)
@@ -232,7 +246,9 @@ def _watch(child: subprocess.Popen, status_file: Path, stage: str, show: Callabl
                     bar.set_postfix_str(f"loss {status['loss']:.3f}, {speed}", refresh=False)
                 bar.update(status["step"] - bar.n)
             if code is not None:
-                return received[0] if received else 0
+                return received[0] if received else 0, reason
+            if reason is None and not received and (reason := give_up()):
+                _signal_child(child, signal.SIGTERM, kill=False)
             time.sleep(POLL_SECONDS)
     finally:
         if bar is not None:

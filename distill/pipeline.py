@@ -5,12 +5,14 @@ A worker (`run_worker`) is one of those processes. What is finished is skipped, 
 """
 
 import contextlib
+import functools
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -22,6 +24,7 @@ from distill.errors import InputError
 from distill.finetuning import plan_section, run_plan
 from distill.launch import Cluster, StageFailed, run_stage_processes
 from distill.modeling.counting import count_parameters
+from distill.nodes import Follower, Leader
 from distill.planning import StagePlan, plan_recipe
 from distill.recipe import Recipe, Stage
 from distill.release.results import collect_results, format_results
@@ -29,8 +32,7 @@ from distill.training.accounting import pass_flops
 from distill.training.checkpoint import checkpoint_students, clear_other_checkpoints
 from distill.training.plugins import load_plugins
 
-WAIT_SECONDS = 1.0
-FOLDERS = ("data", "stages", "models", "report")
+FOLDERS = ("data", "nodes", "stages", "models", "report")
 """What a run makes below its output folder."""
 
 
@@ -77,11 +79,16 @@ def train_stages(
     stages = [recipe.stage(only_stage)] if only_stage else recipe.stages
     plans = plan_checked(recipe, stages, allow_changes=allow_changes)
     _check_made_before(stages, plans, only_stage)
-    with only_run(output, show) if cluster.node_rank == 0 else nullcontext() as lock:
-        is_first = cluster.node_rank == 0
-        packed = _prepare(recipe, stages, plans, show, allow_changes=allow_changes) if is_first else {}
-        _run_stages(recipe, stages, plans, packed, cluster, show, lock=lock, max_restarts=max_restarts,
-                    plugins=plugins)  # fmt: skip
+    run_pass = functools.partial(_run_pass, output=output, cluster=cluster, show=show, plugins=plugins)
+    if cluster.node_rank == 0:
+        leading = Leader(output, cluster.nnodes) if cluster.nnodes > 1 else nullcontext()
+        with only_run(output, show) as lock, leading as leader:
+            packed = _prepare(recipe, stages, plans, show, allow_changes=allow_changes)
+            run_pass = functools.partial(run_pass, lock=lock)
+            _lead(recipe, stages, plans, packed, leader, run_pass, show, max_restarts=max_restarts)
+    elif unfinished_plans(stages, plans):
+        with Follower(output, cluster.node_rank) as follower:
+            _follow(recipe, plans, follower, run_pass, show, max_restarts=max_restarts)
 
 
 def plan_checked(recipe: Recipe, stages: list[Stage], *, allow_changes: bool = False) -> dict[str, StagePlan]:
@@ -122,34 +129,73 @@ def _prepare(
     return packed
 
 
-def _run_stages(
-    recipe: Recipe, stages: list[Stage], plans: Mapping[str, StagePlan], packed: Mapping[str, Path], cluster: Cluster,
-    show: Callable[[str], None], *, lock: int | None, max_restarts: int, plugins: Sequence[Path],
+def _lead(
+    recipe: Recipe, stages: list[Stage], plans: Mapping[str, StagePlan], packed: Mapping[str, Path],
+    leader: Leader | None, run_pass: Callable[..., None], show: Callable[[str], None], *, max_restarts: int,
 ) -> None:  # fmt: skip
-    """What `train_stages` does when all is checked and prepared and nobody else is at work."""
+    """What `train_stages` does on node 0 when all is checked and prepared and nobody else is at work."""
     output = Path(recipe.output_dir)
-    recipe_file = output / "recipe.json"
+    restarts = 0
     for stage in stages:
         while students := missing_students(plans[stage.name], output):
-            if cluster.node_rank == 0:
-                hand_over(plans[stage.name], students, output, packed[stage.name])
-            else:
-                wait_for_file(dataset_note(plans[stage.name], output))
-            show(describe_stage(plans[stage.name], students, cluster))
-            start = time.monotonic()
-            folder = output / "stages" / stage.name
-            folder.mkdir(parents=True, exist_ok=True)
-            run_stage_processes(recipe_file, stage.name, cluster=cluster,
-                                status_file=status_path(output, stage, cluster.node_rank),
-                                log_file=folder / "log.txt", show=show, lock=lock,
-                                max_restarts=max_restarts, plugins=plugins)  # fmt: skip
-            show(f"{stage.name}: finished {', '.join(students)} in {_duration(time.monotonic() - start)}")
+            hand_over(plans[stage.name], students, output, packed[stage.name])
+            if leader is None:
+                run_pass(plans[stage.name], students, max_restarts=max_restarts)
+                continue
+            # torchrun cannot start the processes of several nodes anew; another turn does.
+            leader.hand_over(stage.name, students, recipe.model_dump_json())
+            try:
+                run_pass(plans[stage.name], students, give_up=leader.failure)
+            except StageFailed as error:
+                reason = leader.explain(error)
+                if error.is_final or isinstance(reason, InputError) or restarts >= max_restarts:
+                    raise reason from None
+                restarts += 1
+                show(f"{reason}; starting again, {restarts} of {max_restarts}")
+
+
+def _follow(
+    recipe: Recipe, plans: Mapping[str, StagePlan], follower: Follower, run_pass: Callable[..., None],
+    show: Callable[[str], None], *, max_restarts: int,
+) -> None:  # fmt: skip
+    """What `train_stages` does on the other nodes: the turns that node 0 hands over, until it says that it is done."""
+    show("waiting for node 0, which prepares the data")
+    restarts = 0
+    while turn := follower.next_turn(recipe.model_dump_json()):
+        try:
+            run_pass(plans[turn.stage], turn.students, give_up=follower.failure)
+        except StageFailed as error:
+            follower.say_failed(error)
+            if error.is_final or restarts >= max_restarts:
+                raise follower.explain(error) from None
+            restarts += 1
+            show(f"{error}; starting again when node 0 does, {restarts} of {max_restarts}")
+
+
+def _run_pass(
+    plan: StagePlan, students: list[str], *, output: Path, cluster: Cluster, show: Callable[[str], None], **options: Any
+) -> None:
+    """Runs this node's processes of one pass of a stage; `options` are `run_stage_processes`'."""
+    show(describe_stage(plan, students, cluster))
+    start = time.monotonic()
+    folder = output / "stages" / plan.stage.name
+    folder.mkdir(parents=True, exist_ok=True)
+    run_stage_processes(
+        output / "recipe.json", plan.stage.name, cluster=cluster, show=show,
+        status_file=status_path(output, plan.stage, cluster.node_rank),
+        log_file=_node_file(folder / "log.txt", cluster.node_rank), **options,
+    )  # fmt: skip
+    show(f"{plan.stage.name}: finished {', '.join(students)} in {_duration(time.monotonic() - start)}")
 
 
 def status_path(output: Path, stage: Stage, node_rank: int) -> Path:
     """Where the first process of a stage on a node says how it is."""
-    suffix = f"-node{node_rank}" if node_rank else ""
-    return output / "stages" / stage.name / f"status{suffix}.json"
+    return _node_file(output / "stages" / stage.name / "status.json", node_rank)
+
+
+def _node_file(path: Path, node_rank: int) -> Path:
+    """A node's own file: log.txt on node 0, log-node1.txt on node 1."""
+    return path.with_stem(f"{path.stem}-node{node_rank}") if node_rank else path
 
 
 def unfinished_students(plan: StagePlan) -> list[str]:
@@ -183,12 +229,6 @@ def hand_over(plan: StagePlan, students: list[str], output: Path, packed: Path) 
     record_inputs(plan, output)
     clear_other_checkpoints(output / "stages" / plan.stage.name / "checkpoints", students)
     write_json(dataset_note(plan, output), {"path": str(packed)})
-
-
-def wait_for_file(path: Path) -> None:
-    """Returns when a file that another node writes is there (the output folder is shared)."""
-    while not path.exists():
-        time.sleep(WAIT_SECONDS)
 
 
 @contextlib.contextmanager

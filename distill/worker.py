@@ -1,11 +1,11 @@
 """One process of one stage: what `distill train RECIPE --stage NAME` is under our parent or a user's torchrun."""
 
 import contextlib
+import json
 import logging
 import os
 import signal
 import sys
-import time
 import traceback
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -32,7 +32,14 @@ from distill.release.card import model_card
 from distill.training.bookkeeping import describe_os_error
 from distill.training.loop import StageStopped, TrainingFailed
 from distill.training.metrics import StatusFile, read_status
-from distill.training.processes import is_lost_connection, join_processes, leave_processes
+from distill.training.processes import (
+    Processes,
+    do_on_first,
+    is_lost_connection,
+    is_same_everywhere,
+    join_processes,
+    leave_processes,
+)
 from distill.training.signals import StopRequest, stop_without
 from distill.training.stage import StagePaths, train_stage
 
@@ -82,7 +89,7 @@ def _train_stage(
         plan = plan_checked(recipe, [stage], allow_changes=allow_changes)[stage_name]
     students = missing_students(plan, output)
     if students:
-        _train(recipe, plan, students, output, stop, status, rank)
+        _train(recipe, plan, students, output, stop, status)
     if rank == 0 or CHILD in os.environ and int(os.environ.get("LOCAL_RANK", 0)) == 0:
         steps = read_status(status.path).get("steps", 0)
         status.write("finished", message="", step=steps, steps=steps)
@@ -97,45 +104,40 @@ def _lock_under_torchrun(output: Path, rank: int) -> AbstractContextManager[int 
 
 
 def _train(
-    recipe: Recipe, plan: StagePlan, students: list[str], output: Path, stop: StopRequest, status: StatusFile, rank: int
+    recipe: Recipe, plan: StagePlan, students: list[str], output: Path, stop: StopRequest, status: StatusFile
 ) -> None:
-    if CHILD not in os.environ:
-        _prepare_under_torchrun(recipe, plan, students, output, rank)
-    paths = StagePaths(
-        dataset=Path(read_json(dataset_note(plan, output))["path"]), tokenizer=plan.tokenizer,
-        teacher=plan.teacher.folder if plan.teacher else None,
-        inits={name: model.folder for name, model in plan.inits.items()},
-        stage=output / "stages" / plan.stage.name, models=output / "models",
-    )  # fmt: skip
     cards = {name: model_card(name, plan.stage.model_dump(), recipe.model_dump()) for name in students}
     processes = join_processes()
     try:
+        if CHILD not in os.environ:  # without our parent, the first process prepares the data
+            do_on_first(lambda: _prepare(recipe, plan, students, output), processes)
+        dataset = Path(read_json(dataset_note(plan, output))["path"])
+        _check_agreement(recipe, plan, students, dataset, processes)
+        paths = StagePaths(
+            dataset=dataset, tokenizer=plan.tokenizer, teacher=plan.teacher.folder if plan.teacher else None,
+            inits={name: model.folder for name, model in plan.inits.items()},
+            stage=output / "stages" / plan.stage.name, models=output / "models",
+        )  # fmt: skip
         train_stage(plan.stage, students, paths, cards, processes, stop, status)
     finally:
         with contextlib.suppress(RuntimeError):
             leave_processes(processes)
 
 
-def _prepare_under_torchrun(recipe: Recipe, plan: StagePlan, students: list[str], output: Path, rank: int) -> None:
-    """Without our parent, the first process prepares the data and the others wait for it."""
-    note = dataset_note(plan, output)
-    started, before = time.time(), _version(note)
-    if rank == 0:
-        packed = prepare_data(plan, output, show=lambda line: print(line, file=sys.stderr))
-        record_changes(output, find_changes(recipe, {plan.stage.name: plan}))
-        write_json(output / "recipe.json", recipe.model_dump())
-        hand_over(plan, students, output, packed)
-    # It may have been written before this process looked, or by a clock that was set back since.
-    while not note.exists() or note.stat().st_mtime < started - 60 and _version(note) == before:
-        time.sleep(0.5)
+def _prepare(recipe: Recipe, plan: StagePlan, students: list[str], output: Path) -> None:
+    packed = prepare_data(plan, output, show=lambda line: print(line, file=sys.stderr))
+    record_changes(output, find_changes(recipe, {plan.stage.name: plan}))
+    write_json(output / "recipe.json", recipe.model_dump())
+    hand_over(plan, students, output, packed)
 
 
-def _version(path: Path) -> tuple[int, int] | None:
-    """What changes when a file is written anew; None if there is none."""
-    if not path.exists():
-        return None
-    status = path.stat()
-    return status.st_ino, status.st_mtime_ns
+def _check_agreement(recipe: Recipe, plan: StagePlan, students: list[str], dataset: Path, processes: Processes) -> None:
+    """InputError unless all processes are about to do the same: a file system may show machines different files."""
+    if not is_same_everywhere(json.dumps([recipe.model_dump(), students, str(dataset)]), processes):
+        raise InputError(
+            f"stage '{plan.stage.name}': the processes see different recipes, students or datasets; start all nodes "
+            f"with the same command, and let them share the output folder {recipe.output_dir}"
+        )
 
 
 def _tell(

@@ -38,6 +38,7 @@ TOP = {
     "launch",
     "worker",
     "minirbt_flags",
+    "nodes",
     "project_folders",
     "__main__",
     "__init__",

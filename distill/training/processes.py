@@ -3,8 +3,9 @@
 Counts and the wish to stop travel on the CPU (gloo), gradients on the device (nccl, or gloo), each once a step.
 """
 
+import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -80,6 +81,23 @@ def largest_over_processes(value: float, processes: Processes) -> float:
 def wait_for_all(processes: Processes) -> None:
     """Returns when every process has come here."""
     sum_over_processes(torch.zeros(1), processes)
+
+
+def do_on_first(work: Callable[[], None], processes: Processes) -> None:
+    """The first process does `work`, which may take days; the others return when it is done."""
+    if processes.world_size == 1:
+        return work()
+    patient = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+    if processes.is_first:
+        work()
+    dist.barrier(patient)
+    dist.destroy_process_group(patient)
+
+
+def is_same_everywhere(text: str, processes: Processes) -> bool:
+    """Whether all processes have the same text; the same answer in all of them."""
+    number = float(int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big"))
+    return largest_over_processes(number, processes) == -largest_over_processes(-number, processes)
 
 
 def share_from_first(number: int, processes: Processes) -> int:
