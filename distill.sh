@@ -3,7 +3,8 @@
 #   sh distill.sh                                 the embedded sample, about 10 minutes on 2 cores
 #   sh distill.sh jsons/recipes/own_text.json     your recipe; run it again to go on where it stopped
 #   sh distill.sh RECIPE --steps 1000             --FIELD VALUE sets a field in every stage
-# NPROC (processes a machine; default: the visible GPUs, else 1), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT go to torchrun.
+# NPROC (processes a machine; default: the visible GPUs, else 1), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT go to torchrun;
+# see docs/distributed.md.
 set -eu
 root=$(cd "$(dirname "$0")" && pwd)
 python=$(sh "$root/scripts/setup.sh")
