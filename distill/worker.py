@@ -158,12 +158,19 @@ def _tell(
 
 def _explain(error: Exception, stage: str) -> str:
     """One line for an unexpected error; out of memory names the field to lower."""
-    text = (str(error).strip().splitlines() or [""])[0]
+    text = _first_line(error)
     out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
     if out_of_memory:
         return f"stage '{stage}': out of memory; lower micro_batch_size (the result does not change), or max_seq_length"
     if is_lost_connection(error):
         return f"stage '{stage}': another process was lost; the same command goes on from the last checkpoint"
     if isinstance(error, OSError):
-        return f"stage '{stage}': {describe_os_error(error)}; the same command goes on when that is mended"
+        said = describe_os_error(error) if error.strerror else text
+        return f"stage '{stage}': {said}; the same command goes on when that is mended"
     return f"stage '{stage}': {type(error).__name__}: {text[:300]}"
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says. One of a process that prepares batches comes as a traceback, whose last line it is."""
+    lines = str(error).strip().splitlines() or [""]
+    return lines[-1].partition(": ")[2] if " in DataLoader worker process " in lines[0] else lines[0]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from distill.corpus.batches import MicroBatch, StepBatches
 from distill.corpus.masking import MaskVocabulary
@@ -24,6 +24,7 @@ from distill.corpus.order import sample_random
 from distill.durable import write_json
 from distill.errors import InputError
 from distill.recipe import MaskSchedule, Stage
+from distill.training.loading import load_ahead
 from distill.training.loop import TeacherPass
 from distill.training.metrics import StatusFile
 from distill.training.processes import Processes, sum_over_processes, wait_for_all
@@ -145,7 +146,8 @@ def fill_cache(
     own, rounds, start = dealt[processes.rank], max(map(len, dealt)), time.perf_counter()
     pieces = [piece for _, piece in own] + [dealt[0][0][1]] * (rounds - len(own)) if rounds else []
     waiting: list[dict[str, Any]] = []
-    for number, batch in enumerate(_load_pieces(batches, pieces, processes)):
+    loader = load_ahead(_Pieces(batches, pieces), range(len(pieces)), processes.device)
+    for number, batch in enumerate(loader):
         wait_for_all(processes)  # so that one that is lost is noticed, and nobody waits at the end for long
         batch = batch.to(processes.device)
         targets = make_targets(files, batch, forward(batch))
@@ -197,14 +199,6 @@ class _Pieces(Dataset[MicroBatch]):
 
     def __getitem__(self, index: int) -> MicroBatch:
         return self._batches.load(self._pieces[index])
-
-
-def _load_pieces(batches: StepBatches, pieces: Sequence[range], processes: Processes) -> Iterator[MicroBatch]:
-    on_gpu = processes.device.type == "cuda"
-    return iter(
-        DataLoader(_Pieces(batches, pieces), batch_size=None, sampler=range(len(pieces)),
-                   num_workers=2 if on_gpu else 0, pin_memory=on_gpu)
-    )  # fmt: skip
 
 
 def _save_shard(files: CacheFiles, samples: range, parts: Sequence[Mapping[str, Any]]) -> None:

@@ -3,13 +3,13 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import BertForMaskedLM
 
 from distill.corpus.batches import DevBatches, MicroBatch, StepBatches
@@ -33,6 +33,7 @@ from distill.training.checkpoint import (
 )
 from distill.training.compiling import should_compile
 from distill.training.fill_cache import cache_teacher
+from distill.training.loading import load_ahead
 from distill.training.loop import StageStopped, StepReport, Teacher, TeacherPass, run_steps
 from distill.training.matches import resolve_matches
 from distill.training.metrics import StatusFile
@@ -46,6 +47,10 @@ from distill.training.student import StudentRun, derive_seed, student_seed
 from distill.training.teacher_cache import CachedSteps, CachedTeacher, RehearsedTeacher
 
 logger = logging.getLogger(__name__)
+
+PROBE_TOKENS = 8192
+"""Most tokens to measure the terms' gradients on: plain code that keeps all activations for one term after the other
+takes more memory than training does, which a micro-batch that just fits does not leave."""
 
 
 @dataclass(frozen=True)
@@ -130,19 +135,19 @@ def train_stage(
             keeper.measure_teacher(teacher, whole_dev, alone if stage.shard_teacher else processes)
         keeper.before(last)
         source: Dataset[list[MicroBatch]] = batches(processes)
-        probe = batches(alone)[0][:1]
+        probe = batches(alone).load(range(_probe_rows(stage)))
         teaching: Teacher | None = teacher
         if stage.teacher_cache and teacher and paths.teacher:
             files = cache_teacher(
                 stage, steps, teacher, batches(processes), root=paths.teacher_caches, teacher_folder=paths.teacher,
                 dataset=paths.dataset, vocabulary=vocabulary, dtype=dtype, first_step=first_step,
-                probe=probe[0].samples, processes=processes, status=status,
+                probe=probe.samples, processes=processes, status=status,
             )  # fmt: skip
-            source, teacher, teaching = CachedSteps(batches(processes), files), None, CachedTeacher()
-            probe = CachedSteps(batches(alone), files)[0]
-        keeper.watch_gradients(teaching, probe[0])
+            cached = CachedSteps(batches(processes), files)
+            source, teacher, teaching, probe = cached, None, CachedTeacher(), cached.with_teacher(probe)
+        keeper.watch_gradients(teaching, probe)
         for last in run_steps(
-            runs, teaching, _load_steps(source, range(first_step, steps), processes), first_step=first_step,
+            runs, teaching, load_ahead(source, range(first_step, steps), processes.device), first_step=first_step,
             tokens=tokens, log_every=stage.log_every, last_step=steps, processes=processes, stop=stop,
         ):  # fmt: skip
             stop.listen()
@@ -258,12 +263,6 @@ def _make_batches(
     )  # fmt: skip
 
 
-def _load_steps(batches: Dataset[list[MicroBatch]], steps: range, processes: Processes) -> Iterator[list[MicroBatch]]:
-    """The micro-batches of the steps that are left, in order, prepared ahead on a GPU machine."""
-    on_gpu = processes.device.type == "cuda"
-    return iter(DataLoader(batches, batch_size=None, sampler=steps, num_workers=2 if on_gpu else 0, pin_memory=on_gpu))
-
-
 def _whole_step(
     batches: Callable[[Processes], StepBatches], stage: Stage, rows: PackedRows, step: int
 ) -> tuple[list[MicroBatch], list[int]]:
@@ -272,6 +271,11 @@ def _whole_step(
     samples = np.arange(all_of_it[0].samples.start, all_of_it[-1].samples.stop)
     _, numbers = locate_samples(samples, rows=len(rows), key=sample_key(stage.seed, "stage", stage.name))
     return all_of_it, numbers.tolist()
+
+
+def _probe_rows(stage: Stage) -> int:
+    """How many of the stage's first sequences the terms' gradients are measured on."""
+    return min(stage.rows_per_forward(), max(1, PROBE_TOKENS // stage.max_seq_length), stage.global_batch_size)
 
 
 def _mask_probability(stage: Stage, steps: int) -> float | Callable[[int], float]:

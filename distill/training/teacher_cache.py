@@ -152,9 +152,10 @@ class CachedSteps(Dataset[list[MicroBatch]]):
             DamagedShard: a shard was damaged or removed since the stage began.
             RuntimeError: a shard holds other masked positions than the batch.
         """
-        return [self._with_teacher(batch) for batch in self._batches[step]]
+        return [self.with_teacher(batch) for batch in self._batches[step]]
 
-    def _with_teacher(self, batch: MicroBatch) -> MicroBatch:
+    def with_teacher(self, batch: MicroBatch) -> MicroBatch:
+        """A micro-batch of any samples with their sparse logits; raises as `__getitem__`."""
         numbers = range(batch.samples.start // SHARD_SAMPLES, (batch.samples.stop - 1) // SHARD_SAMPLES + 1)
         self._loaded = {number: self._loaded.get(number) or self._load(number) for number in numbers}
         parts = []

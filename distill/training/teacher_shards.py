@@ -79,7 +79,8 @@ def load_shard(path: Path, *, size: int) -> SparseShard:
     try:
         with np.load(io.BytesIO(path.read_bytes())) as arrays:
             return _decode({name: arrays[name] for name in arrays.files}, size)
-    except (OSError, zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, EOFError, KeyError, ValueError, RuntimeError) as error:
+        # RuntimeError: zipfile takes a changed bit for encryption, or for a method of compression it does not know.
         raise DamagedShard(f"{path}: {type(error).__name__}: {error}") from error
 
 
