@@ -155,7 +155,8 @@ def _label(field: str, value: Any, number: int, readable: bool) -> str:
         word = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(value).stem if value.endswith(".json") else value).strip("-._")
         return word or f"{field}{number + 1}"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return f"{field}{value:g}".replace("+", "")
+        text = f"{value:g}"  # six digits, where they are all
+        return f"{field}{text if float(text) == value else value}".replace("+", "")
     return f"{field}{number + 1}"
 
 

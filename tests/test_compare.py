@@ -261,3 +261,18 @@ def test_a_comparison_trains_what_a_recipe_would_and_goes_on(project, capsys):
     out = capsys.readouterr().out
     assert "last: finished distilbert-seed2, minilmv2-seed2 in" in out and "| 3 " in out
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_numbers_that_differ_after_six_digits_are_two_variations(project):
+    names = plan(project, "seed=1000000,1000001", "learning_rate=0.00012345678,0.00012345679").variations
+    assert len(names) == 4 and "seed1e06-learning_rate0.00012345678" in names
+
+
+def test_values_that_begin_alike_are_no_seeds_of_one_variation(tmp_path):
+    """The label of a long value is cut."""
+    long = [{"layer_T": n, "layer_S": n, "feature": "hidden", "loss": "hidden_mse"} for n in range(5)]
+    variations = {"a": {"matches": long}, "b": {"matches": long[:4]}}
+    result = collect_variations(tmp_path, variations, dict.fromkeys(variations, True))
+    assert [group["students"] for group in result["variations"]] == [["a"], ["b"]]
+    table = format_variations({**result, "stage": "one", "student": "small", "teacher": "big"})
+    assert "| a " in table and "| b " in table

@@ -1,5 +1,6 @@
 """The table of `distill compare`, read from the metrics that the variations' stage left."""
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def collect_variations(
     groups: dict[str, dict[str, Any]] = {}
     for name, values in variations.items():
         fields = {field: value for field, value in values.items() if field != "seed"}
-        group = groups.setdefault(short_label(fields), {"fields": fields, "students": []})
+        group = groups.setdefault(json.dumps(fields, sort_keys=True), {"fields": fields, "students": []})
         group["students"].append(name)
     for group in groups.values():
         names = group["students"]
@@ -69,8 +70,10 @@ def format_variations(result: Mapping[str, Any]) -> str:
     rows = [[f"teacher {result['teacher']}", "-", _show(teacher["dev_loss"], ".3f"),
              _show(teacher["dev_accuracy"], ".2%"), "-", "-"]]  # fmt: skip
     headless = []
-    for group in result["variations"]:
-        label = short_label(group["fields"]) or result["student"]
+    labels = [short_label(group["fields"]) for group in result["variations"]]
+    for group, label in zip(result["variations"], labels, strict=True):
+        # A long value is cut, and another may begin in the same way.
+        label = group["students"][0] if labels.count(label) > 1 else label or result["student"]
         loss, accuracy = (_show_summary(group["dev_loss"], ".3f"), _show_summary(group["dev_accuracy"], ".2%"))
         if not group["head_trained"]:
             headless.append(label)
