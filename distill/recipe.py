@@ -228,6 +228,9 @@ class Stage(Section):
     def _length_of_run(self) -> "Stage":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either 'steps' or 'epochs'")
+        if self.shard_teacher and self.micro_batch_size == "auto":
+            # A process that runs out of memory while sizes are tried would leave the others waiting for its part.
+            raise ValueError("'shard_teacher' needs a number as 'micro_batch_size', not \"auto\"")
         for name, student in self.students.items():
             if name == TEACHER and self.teacher is not None:
                 raise ValueError(f"student '{name}': the log calls the stage's own teacher so; take another name")

@@ -95,6 +95,11 @@ def test_a_stage_with_a_cache_tries_its_teacher_too(world):
     train(world, make_stage({"a": student}, micro_batch_size="auto", teacher_cache={}), "out")
 
 
+def test_a_teacher_over_the_processes_takes_a_number():
+    with pytest.raises(ValueError, match="'shard_teacher' needs a number as 'micro_batch_size'"):
+        make_stage({"a": HIDDEN}, micro_batch_size="auto", shard_teacher=True)
+
+
 @pytest.mark.parametrize("value, message", [
     (0, "micro_batch_size: input should be greater than 0, found 0"),
     ("atuo", "micro_batch_size: input should be 'auto', found \"atuo\""),
