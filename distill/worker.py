@@ -161,7 +161,10 @@ def _explain(error: Exception, stage: str) -> str:
     text = _first_line(error)
     out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
     if out_of_memory:
-        return f"stage '{stage}': out of memory; lower micro_batch_size (the result does not change), or max_seq_length"
+        return (
+            f"stage '{stage}': out of memory; lower micro_batch_size (which changes rounding and the draws of dropout "
+            f"alone), or max_seq_length"
+        )
     if is_lost_connection(error):
         return f"stage '{stage}': another process was lost; the same command goes on from the last checkpoint"
     if isinstance(error, OSError):

@@ -77,7 +77,8 @@ def test_throughput_is_over_all_steps_and_speaks_of_data_only_if_it_was_waited_f
     assert throughput.summary() == ""
     assert throughput.add(1000, {"tokens_per_second": 1000.0, "data_wait": 0.0}) == pytest.approx(0.2)
     throughput.add(1000, {"tokens_per_second": 500.0, "data_wait": 0.0})
-    assert "667 tokens/s, 1.3 GFLOP/s of model work, 13% of the 10 GFLOP/s" in throughput.summary()
+    said = "667 tokens/s x 2.0 MFLOPs a token = 1.3 GFLOP/s of model work, 13% of the 10 GFLOP/s"
+    assert said in throughput.summary()
     assert "data" not in throughput.summary()
     throughput.add(1000, {"tokens_per_second": 1000.0, "data_wait": 1.0})
     assert throughput.summary().endswith("25% of the time went by waiting for data")

@@ -162,8 +162,9 @@ class Throughput:
         speed = self._tokens / self._seconds
         reached = speed * self.flops_per_token
         line = (
-            f"{speed:,.0f} tokens/s, {reached / 1e9:,.1f} GFLOP/s of model work, {reached / self.peak:.0%} of the "
-            f"{self.peak / 1e9:,.0f} GFLOP/s that this machine multiplies matrices with"
+            f"{speed:,.0f} tokens/s x {self.flops_per_token / 1e6:,.1f} MFLOPs a token = {reached / 1e9:,.1f} GFLOP/s "
+            f"of model work, {reached / self.peak:.0%} of the {self.peak / 1e9:,.0f} GFLOP/s that this machine "
+            f"multiplies matrices with"
         )
         waited = self._waited / self._seconds
         return f"{line}; {waited:.0%} of the time went by waiting for data" if waited > 0.05 else line

@@ -22,6 +22,9 @@ from distill.training.student import StudentRun
 
 logger = logging.getLogger(__name__)
 
+_LOST_SCALE = 1e-4
+"""GradScaler starts at 65,536 and halves after an overflow: this small it is after 30 in a row."""
+
 WholeStep = Callable[[int], tuple[list[MicroBatch], list[int]]]
 """Step -> all micro-batches of it, over all processes, and the row of each sample."""
 
@@ -160,9 +163,16 @@ class Bookkeeper:
         """Tells updates that were left out since the last look.
 
         Raises:
-            TrainingFailed: more than the stage allows. Only the first process's has a message.
+            TrainingFailed: more than the stage allows, or nothing but overflows in fp16. Only the first process's has a
+                message.
         """
         for run in self.runs:
+            if run.scaler.is_enabled() and run.scaler.get_scale() < _LOST_SCALE:
+                raise TrainingFailed(
+                    f"student '{run.name}': in fp16 the gradients overflow whatever the loss is multiplied by "
+                    f"({run.scaler.get_scale():.0e} at step {step:,}); use precision bf16 or fp32"
+                    if self.processes.is_first else ""
+                )  # fmt: skip
             total, new, first = run.tell_left_out()
             if not new:
                 continue
