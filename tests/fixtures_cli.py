@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SENTENCES = (ROOT / "tests/data/segmented_sentences.txt").read_text(encoding="utf-8").splitlines()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-VOCAB = SPECIAL + sorted(set("".join(SENTENCES)) - {" "})
+VOCAB = SPECIAL + sorted(set("".join(SENTENCES).lower()) - {" "})
 
 
 def bert(**changes: Any) -> dict[str, Any]:

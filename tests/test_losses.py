@@ -20,6 +20,7 @@ from distill.training.losses import (
     needs_same_width,
     relation_heads,
 )
+from distill.training.sparse_logits import SPARSE_KD_LOSS
 
 BATCH, LENGTH, HEADS = 3, 6, 2
 
@@ -126,7 +127,8 @@ def test_textbrewers_own_entries_are_untouched(python):
     ours = {name for name in matches.keys() - plain["MATCH_LOSS_MAP"].keys() if relation_heads(name) is None}
     assert ours == {"mmd_fixed", "attention_ce_probs"}
     assert {name: matches[name] for name in plain["MATCH_LOSS_MAP"]} == plain["MATCH_LOSS_MAP"]
-    assert kd == plain["KD_LOSS_MAP"]
+    assert {name: kd[name] for name in plain["KD_LOSS_MAP"]} == plain["KD_LOSS_MAP"]
+    assert kd.keys() - plain["KD_LOSS_MAP"].keys() <= {SPARSE_KD_LOSS}, "registered where the teacher cache is imported"
     assert MATCH_LOSS_MAP["mmd"] is textbrewer.losses.mmd_loss
 
 
