@@ -50,15 +50,22 @@ def finetune(
     teacher: Annotated[
         Path | None, typer.Option(help="distil on the task: folder 'model' of a run of a larger model on it")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="softens the scores of teacher and student")] = 4.0,
-    kd_weight: Annotated[float, typer.Option(min=0, help="of the teacher's scores, times temperature^2")] = 1.0,
-    hard_weight: Annotated[float, typer.Option(min=0, help="of the labels, beside the teacher")] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="with --teacher: softens the scores of teacher and student; default: 4")
+    ] = None,
+    kd_weight: Annotated[
+        float | None,
+        typer.Option(min=0, help="with --teacher: weight of its scores, times temperature^2; default: 1"),
+    ] = None,
+    hard_weight: Annotated[
+        float | None, typer.Option(min=0, help="with --teacher: weight of the labels; default: 1")
+    ] = None,
     match: Annotated[
         list[str] | None, typer.Option(help="layer matches as in a recipe, e.g. uniform; repeatable; default: none")
     ] = None,
     augment: Annotated[
-        int, typer.Option(min=0, help="copies of each text with replaced tokens, which the teacher judges")
-    ] = 0,
+        int | None, typer.Option(min=0, help="copies of each text with replaced tokens, which the teacher judges")
+    ] = None,
 ) -> None:
     """Fine-tune a model on a task with one seed; the best epoch on dev stays, with its metrics and answers.
 
@@ -73,6 +80,12 @@ def finetune(
     for option, value in (("--learning-rate", learning_rate), ("--epochs", epochs), ("--temperature", temperature)):
         if value is not None and not value > 0:
             raise InputError(f"command line: {option} must be above 0, found {value:g}")
+    asked = {"temperature": temperature, "kd_weight": kd_weight, "hard_weight": hard_weight, "augment": augment,
+             "matches": tuple(match) if match else None}  # fmt: skip
+    given: dict[str, Any] = {field: value for field, value in asked.items() if value is not None}
+    if given and teacher is None:
+        option = next(iter(given)).replace("_", "-").replace("matches", "match")
+        raise InputError(f"command line: --{option} needs a --teacher")
     chosen = load_task(task)
     hyperparameters = with_defaults(
         chosen, seed, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size, max_length=max_length
@@ -89,10 +102,8 @@ def finetune(
     if teacher is not None:
         from distill.downstream.distillation import check_teacher
 
-        distillation = Distillation(teacher, temperature, kd_weight, hard_weight, tuple(match or ()), augment)
+        distillation = Distillation(teacher, **given)
         check_teacher(distillation, folder, chosen)
-    elif match or augment:
-        raise InputError(f"command line: {'--match' if match else '--augment'} needs a --teacher")
     name = model_name(model, folder)
     place = run_folder(output, name, folder, chosen, data, hyperparameters, distillation)
     run = Run(name, folder, chosen, data, hyperparameters, place, keep_model=True, distillation=distillation)

@@ -153,4 +153,6 @@ def test_a_teacher_that_cannot_teach_is_refused(encoder, small, teacher, tmp_pat
         check_teacher(Distillation(folder, matches=("unifrom",)), small, task)
     arguments = ["finetune", str(small), "--task", str(data / "task.json"), "--data", str(data), "--output", "x"]
     assert "no task.json there" in complaint(capsys, *arguments, "--teacher", str(encoder))
+    for option, value in (("--temperature", "2"), ("--kd-weight", "0"), ("--hard-weight", "0"), ("--augment", "1")):
+        assert f"{option} needs a --teacher" in complaint(capsys, *arguments, option, value)
     assert "--match needs a --teacher" in complaint(capsys, *arguments, "--match", "uniform")
