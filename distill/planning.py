@@ -17,6 +17,7 @@ from distill.modeling.models import (
     find_model,
     load_config,
     load_tokenizer,
+    used_rows,
 )  # fmt: skip
 from distill.modeling.weight_files import check_shapes, has_head
 from distill.recipe import Recipe, Stage, Student
@@ -136,6 +137,7 @@ def _find(name: str, made: dict[str, PlannedModel], *, where: str, head_for: str
         config = load_config(folder)
         load_tokenizer(folder)
         check_shapes(folder, config)
+        config.vocab_size = used_rows(folder, config)
         if head_for and not has_head(folder):
             raise InputError(
                 f"{folder}: no masked-language-model head, but {head_for} take a model saved with its head"

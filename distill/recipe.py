@@ -181,10 +181,10 @@ class Student(Section):
 class Stage(Section):
     """One or more students trained in one pass from one teacher, or without a teacher by masked-language modelling."""
 
-    name: Name
+    name: Name = Field(description="what its folder below `stages/` is called")
     teacher: str | None = Field(None, description="model folder, hub id or earlier student; none = plain MLM")
-    students: dict[Name, Student] = Field(min_length=1)
-    data: Data
+    students: dict[Name, Student] = Field(min_length=1, description="trained in one pass, each as if it were alone")
+    data: Data = Field(description='what it reads; a path stands for {"files": PATH}')
     max_seq_length: Annotated[int, Field(ge=8, le=10**9), BeforeValidator(whole)] = Field(
         512, description="tokens a row, [CLS] and [SEP] included"
     )
@@ -280,8 +280,8 @@ class Stage(Section):
 class Recipe(Section):
     """A chain of stages, the folder it writes to, and what its models are compared on."""
 
-    output_dir: str = Field(min_length=1)
-    stages: list[Stage] = Field(min_length=1)
+    output_dir: str = Field(min_length=1, description="everything that a run leaves lies below it")
+    stages: list[Stage] = Field(min_length=1, description="done in this order")
     finetune: FineTune | None = Field(None, description="tasks on which the models are compared at the end")
 
     @model_validator(mode="after")

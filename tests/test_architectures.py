@@ -3,13 +3,16 @@
 import functools
 
 import pytest
+import torch
 from fixtures_cli import complaint, run
+from safetensors.torch import load_file
 
 from distill.errors import InputError
 from distill.modeling.architectures import NAMES, albert_tiny, miniature, named_config
 from distill.modeling.comparison import shipped_configs
 from distill.modeling.config import load_config
 from distill.modeling.counting import count_parameters, flops_per_token
+from distill.modeling.models import CLUE_TOKENS, GOOGLE_ROWS, load_masked_lm
 from distill.modeling.published import ALBERT, FIGURES, counts_tables
 
 pytest_plugins = ["fixtures_cli"]
@@ -155,3 +158,23 @@ def test_a_bert_that_calls_itself_roberta_is_read_as_what_its_vocabulary_says(pr
     (folder / "merges.txt").write_text("")
     with pytest.raises(InputError, match="only 'bert' models"):
         load_config(folder)
+
+
+def test_rows_that_clues_vocabulary_has_no_tokens_for_are_left_out(project, caplog):
+    """clue/roberta_chinese_clue_large: Google's rows under CLUE's tokens."""
+    folder = project.model("m", vocab_size=GOOGLE_ROWS)
+    tokens = (folder / "vocab.txt").read_text(encoding="utf-8").split()
+    tokens += [f"##filler{number}" for number in range(CLUE_TOKENS - len(tokens))]
+    (folder / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8")
+    stored = load_file(folder / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
+    model = load_masked_lm(folder)
+    assert torch.equal(model.get_input_embeddings().weight, stored[:CLUE_TOKENS])
+    assert model.config.vocab_size == len(model.cls.predictions.bias) == CLUE_TOKENS
+    assert model(torch.tensor([[2, 3]])).logits.shape == (1, 2, CLUE_TOKENS)
+    assert "21,128 vocabulary rows for CLUE's 8,021 tokens" in caplog.text
+
+
+def test_another_number_of_rows_than_tokens_is_refused(project, capsys):
+    folder = project.model("m", vocab_size=GOOGLE_ROWS)
+    assert load_masked_lm(folder).config.vocab_size == GOOGLE_ROWS
+    assert "21128 vocabulary rows" in complaint(capsys, "fill-mask", str(folder), "[MASK]")

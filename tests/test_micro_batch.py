@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 from test_loop import BATCH, start_run, start_teacher
-from test_stage import HIDDEN, LABELS, make_stage, metrics, stop_before, train, weights
+from test_stage import HIDDEN, LABELS, make_paths, make_stage, metrics, stop_before, train, weights
 from tiny import ALONE
 
 from distill.errors import InputError
@@ -15,6 +15,7 @@ from distill.training import micro_batch
 from distill.training.loop import rehearse_step
 from distill.training.memory import PeakMemory, memory_left
 from distill.training.micro_batch import Trial, try_until_full, try_while_faster
+from distill.training.stage import heaviest_step
 
 MB = 1 << 20
 
@@ -88,6 +89,21 @@ def test_the_size_is_kept_and_trains_what_the_same_number_does(world, monkeypatc
     given = train(world, make_stage(students, micro_batch_size=rows), "given")
     assert metrics(stopped) == metrics(given)
     assert weights(stopped, "a") == weights(given, "a")
+
+
+def test_a_stage_that_begins_anew_tries_anew(world):
+    """Students or machine may be others than when the file was written."""
+    paths = make_paths(world, "out")
+    paths.stage.mkdir(parents=True)
+    (paths.stage / "micro_batch_size.json").write_text('{"micro_batch_size": 4096}')
+    train(world, make_stage({"a": HIDDEN}, micro_batch_size="auto"), "out")
+    assert json.loads((paths.stage / "micro_batch_size.json").read_text())["micro_batch_size"] <= 4
+
+
+@pytest.mark.parametrize("start, end, step", [(0.3, 0.15, 0), (0.15, 0.3, 9), (0.15, 0.15, 0)])
+def test_the_step_that_masks_most_is_tried(start, end, step):
+    data = {"text": ["x.txt"], "mask": "token", "mask_probability": {"start": start, "end": end}}
+    assert heaviest_step(make_stage({"a": HIDDEN}, data=data), 10) == step
 
 
 def test_a_stage_with_a_cache_tries_its_teacher_too(world):

@@ -64,6 +64,25 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
     return process.returncode, output
 
 
+def run_ranks(script: str, world_size: int, folder: Path, python: str, environment: dict[str, str]) -> None:
+    """Runs a script, in which {tests} is this folder, in the processes that torchrun would start; all must end well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    code = textwrap.dedent(script.format(tests=str(TESTS)))
+    group = [
+        subprocess.Popen(
+            [python, "-W", "ignore", "-c", code], cwd=folder, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**environment, **address, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)},
+        )
+        for rank in range(world_size)
+    ]  # fmt: skip
+    for process in group:
+        exit_code, output = finish(process)
+        assert exit_code == 0, output[-3000:]
+
+
 def test_alone_there_is_nothing_to_sum():
     parameter = nn.Parameter(torch.zeros(3))
     parameter.grad = torch.ones(3)
@@ -176,22 +195,7 @@ THREE = """
 @pytest.mark.slow
 def test_at_three_processes_a_student_beside_others_is_bit_for_bit_the_one_alone(world, python, command_environment):
     """gloo adds the parts of a buffer in an order that depends on where in the buffer they are."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    code = textwrap.dedent(THREE.format(tests=str(TESTS)))
-    group = [
-        subprocess.Popen(
-            [python, "-W", "ignore", "-c", code], cwd=world, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**command_environment, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "3",
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-        )
-        for rank in range(3)
-    ]  # fmt: skip
-    for process in group:
-        code, output = finish(process)
-        assert code == 0, output[-3000:]
+    run_ranks(THREE, 3, world, python, command_environment)
     files = [world / run / "models" / "b" / "model.safetensors" for run in ("together", "alone")]
     assert files[0].read_bytes() == files[1].read_bytes()
 

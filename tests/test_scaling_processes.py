@@ -1,13 +1,9 @@
 """Two processes: a teacher that is spread over them, a cache that both make, a micro-batch size that both take."""
 
 import json
-import socket
-import subprocess
-import textwrap
-from pathlib import Path
 
 import pytest
-from test_processes import finish
+from test_processes import run_ranks
 from test_stage import ATTENTION, HIDDEN, make_paths, make_stage, metrics, train
 from test_teacher_cache import LOGITS, cached_stage, shards
 
@@ -15,7 +11,6 @@ from distill.errors import InputError
 from distill.training import teacher_cache
 from distill.training.sharding import check_equal_forwards
 
-TESTS = Path(__file__).parent
 STAGES = {
     "whole": {"students": {"a": HIDDEN, "b": ATTENTION}},
     "spread": {"students": {"a": HIDDEN, "b": ATTENTION}, "shard_teacher": True},
@@ -65,22 +60,7 @@ SCRIPT = """
 @pytest.fixture
 def two_processes(world, python, command_environment):
     """The world after two processes trained all stages."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    code = textwrap.dedent(SCRIPT.format(tests=str(TESTS)))
-    group = [
-        subprocess.Popen(
-            [python, "-W", "ignore", "-c", code], cwd=world, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**command_environment, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    for process in group:
-        code, output = finish(process)
-        assert code == 0, output[-3000:]
+    run_ranks(SCRIPT, 2, world, python, command_environment)
     return world
 
 

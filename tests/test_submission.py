@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -136,7 +137,13 @@ def test_the_best_run_on_dev_is_submitted(tmp_path):
         if score is not None:
             (folder / "metrics.json").write_text(json.dumps({"dev": {"metrics": {"accuracy": score}}}), "utf-8")
         runs.append(Run("m", tmp_path, task, str(tmp_path), None, folder))
-    assert submit_best(runs, tmp_path / "out") == [f"{tmp_path / 'out' / 'afqmc_predict.json'}: checked, 2 rows"]
+    assert submit_best(runs, tmp_path / "out") == [
+        f"{tmp_path / 'out' / 'afqmc_predict.json'}: checked, 2 rows",
+        f"{tmp_path / 'out' / 'submission.zip'}: 1 of them, to upload",
+    ]
+    with zipfile.ZipFile(tmp_path / "out" / "submission.zip") as archive:
+        answers = (tmp_path / "out" / "afqmc_predict.json").read_bytes()
+        assert [archive.read(name) for name in archive.namelist()] == [answers]
     written = (tmp_path / "out" / "afqmc_predict.json").read_text("utf-8")
     assert [json.loads(line)["label"] for line in written.splitlines()] == ["1", "1"]
     check_submission(tmp_path / "out" / "afqmc_predict.json", task, ["0", "1"], task.labels)

@@ -8,6 +8,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from distill.corpus.segment import is_neural
 from distill.corpus.shards import Shard, ShardSetup, ShardTokens, tokenize_shard
@@ -23,8 +24,8 @@ def check_ray(address: str | None) -> None:
 
 
 @contextmanager
-def open_ray(address: str, setup: ShardSetup) -> Iterator[tuple[Callable[[Shard], Callable[[], ShardTokens]], int]]:
-    """What starts work on a shard in the cluster, and how many shards should be under way.
+def join_cluster(address: str) -> Iterator[Any]:
+    """The module ray, with this process joined to a cluster; one that was joined before stays so.
 
     Raises:
         InputError: ray is not installed, or there is no cluster at the address.
@@ -37,29 +38,40 @@ def open_ray(address: str, setup: ShardSetup) -> Iterator[tuple[Callable[[Shard]
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, ignore_reinit_error=True)
     except ConnectionError as error:
         raise InputError(f"ray: no cluster at {address!r}; `ray start --head` starts one, `auto` finds it") from error
-    resources = ray.cluster_resources()
-    on_gpu = bool(setup.segmenter and is_neural(setup.segmenter) and resources.get("GPU"))
-    num_workers = int(resources.get("GPU" if on_gpu else "CPU", 1))
-    remote = ray.remote(num_cpus=1, num_gpus=int(on_gpu), max_retries=RETRIES)(tokenize_shard)
-    shared_setup = ray.put(setup)
-
-    def submit(shard: Shard) -> Callable[[], ShardTokens]:
-        reference = remote.remote(shard, shared_setup)
-
-        def wait() -> ShardTokens:
-            try:
-                return ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, InputError):
-                    raise error.cause from None
-                raise
-            except (ray.exceptions.WorkerCrashedError, ray.exceptions.RayError) as error:
-                raise ChildProcessError(f"ray: {str(error).strip().splitlines()[0]}") from error
-
-        return wait
-
     try:
-        yield submit, 2 * num_workers + 1
+        yield ray
     finally:
         if started_here:
             ray.shutdown()
+
+
+@contextmanager
+def open_ray(address: str, setup: ShardSetup) -> Iterator[tuple[Callable[[Shard], Callable[[], ShardTokens]], int]]:
+    """What starts work on a shard in the cluster, and how many shards should be under way.
+
+    Raises:
+        InputError: ray is not installed, or there is no cluster at the address.
+    """
+    with join_cluster(address) as ray:
+        resources = ray.cluster_resources()
+        on_gpu = bool(setup.segmenter and is_neural(setup.segmenter) and resources.get("GPU"))
+        num_workers = int(resources.get("GPU" if on_gpu else "CPU", 1))
+        remote = ray.remote(num_cpus=1, num_gpus=int(on_gpu), max_retries=RETRIES)(tokenize_shard)
+        shared_setup = ray.put(setup)
+
+        def submit(shard: Shard) -> Callable[[], ShardTokens]:
+            reference = remote.remote(shard, shared_setup)
+
+            def wait() -> ShardTokens:
+                try:
+                    return ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    if isinstance(error.cause, InputError):
+                        raise error.cause from None
+                    raise
+                except (ray.exceptions.WorkerCrashedError, ray.exceptions.RayError) as error:
+                    raise ChildProcessError(f"ray: {str(error).strip().splitlines()[0]}") from error
+
+            return wait
+
+        yield submit, 2 * num_workers + 1

@@ -1,12 +1,10 @@
 """Runs of a grid over Ray (extra `ray`): the machines of a cluster, which share models, data and output folder."""
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from distill.corpus.ray_workers import check_ray
+from distill.corpus.ray_workers import join_cluster
 from distill.downstream.grid import Run
-from distill.errors import InputError
 
 RETRIES = 3
 """Of a run whose worker or machine died."""
@@ -20,27 +18,18 @@ def runs_over_ray(runs: Sequence[Run], address: str, attempt: Callable[[Run, Pat
     Raises:
         InputError: ray is not installed, or there is no cluster at the address.
     """
-    check_ray(address)
-    import ray
-
-    started_here = not ray.is_initialized()
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, ignore_reinit_error=True)
-    except ConnectionError as error:
-        raise InputError(f"ray: no cluster at {address!r}; `ray start --head` starts one, `auto` finds it") from error
-    num_gpus = 1 if ray.cluster_resources().get("GPU") else 0
-    remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=RETRIES)(attempt)
-    waiting = {remote.remote(run, Path.cwd()): run for run in runs}
-    try:
-        while waiting:
-            (done,), _ = ray.wait(list(waiting), num_returns=1)
-            run = waiting.pop(done)
-            try:
-                yield run, ray.get(done)
-            except ray.exceptions.RayError as error:  # its machine died too often
-                yield run, (str(error).strip().splitlines() or ["ray: the run was lost"])[0]
-    finally:
-        for reference in waiting:
-            ray.cancel(reference, force=True)
-        if started_here:
-            ray.shutdown()
+    with join_cluster(address) as ray:
+        num_gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=RETRIES)(attempt)
+        waiting = {remote.remote(run, Path.cwd()): run for run in runs}
+        try:
+            while waiting:
+                (done,), _ = ray.wait(list(waiting), num_returns=1)
+                run = waiting.pop(done)
+                try:
+                    yield run, ray.get(done)
+                except ray.exceptions.RayError as error:  # its machine died too often
+                    yield run, (str(error).strip().splitlines() or ["ray: the run was lost"])[0]
+        finally:
+            for reference in waiting:
+                ray.cancel(reference, force=True)

@@ -6,7 +6,9 @@ split that it answers: every row once, labels as the task writes them.
 """
 
 import csv
+import io
 import json
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,8 +66,11 @@ def write_submission(folder: Path, task: Task, records: Records, ids: Sequence[s
 
 
 def submit_best(runs: Iterable[Run], folder: Path) -> list[str]:
-    """Writes the submission of each task from the answers of its best run on dev; returns a line for each."""
-    told = []
+    """Writes the submission of each task from the answers of its best run on dev; returns a line for each.
+
+    All of them together are put into submission.zip, which is what the benchmarks' sites take.
+    """
+    told, written = [], []
     by_task: dict[str, list[Run]] = {}
     for run in runs:
         by_task.setdefault(run.task.name, []).append(run)
@@ -80,6 +85,14 @@ def submit_best(runs: Iterable[Run], folder: Path) -> list[str]:
         ids = [example.id for example in found.splits["test"].examples]
         path = write_submission(folder, best.task, list(map(json.loads, lines)), ids, found.labels)
         told.append(f"{path}: checked, {len(lines):,} rows")
+        written.append(path)
+    if written:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in written:
+                archive.write(path, path.name)
+        write_whole(folder / "submission.zip", buffer.getvalue())
+        told.append(f"{folder / 'submission.zip'}: {len(written)} of them, to upload")
     return told
 
 

@@ -5,6 +5,8 @@ nothing in them is executed.
 """
 
 import contextlib
+import functools
+import logging
 import re
 import shutil
 import warnings
@@ -32,7 +34,12 @@ from distill.modeling.weight_files import (
     has_weights,
 )
 
+logger = logging.getLogger(__name__)
+
 TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+CLUE_TOKENS, GOOGLE_ROWS = 8021, 21128
+"""clue/roberta_chinese_clue_large has rows for Google's vocabulary and uses the first 8,021 of them: rows behind them,
+and only these, are left out when the folder is opened. In other folders such a difference is a wrong vocab.txt."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -112,6 +119,8 @@ def load_masked_lm(folder: str | Path, *, need_head: bool = True, attention: str
         raise InputError(f"{folder}: weights cannot be loaded ({first_line(error)})") from None
     model, info = loaded
     check_finite(model, folder)
+    if (rows := used_rows(folder, config)) != config.vocab_size:
+        model.resize_token_embeddings(rows)
     missing = sorted(info["missing_keys"])
     if missing and need_head:
         raise InputError(
@@ -119,6 +128,21 @@ def load_masked_lm(folder: str | Path, *, need_head: bool = True, attention: str
             f"but its logits are used here; take a model saved with its head, or kd_weight 0"
         )
     return model
+
+
+def used_rows(folder: Path, config: BertConfig) -> int:
+    """Vocabulary rows of a folder's model once it is loaded: the config's, but for CLUE's, which has too many."""
+    has_tokens = any((folder / name).exists() for name in TOKENIZER_FILES[:2])
+    if config.vocab_size != GOOGLE_ROWS or not has_tokens or len(listed_tokens(folder)) != CLUE_TOKENS:
+        return config.vocab_size
+    _warn_of_rows(folder)
+    return CLUE_TOKENS
+
+
+@functools.cache
+def _warn_of_rows(folder: Path) -> None:
+    logger.warning("%s: %s vocabulary rows for CLUE's %s tokens; the others are left out", folder, f"{GOOGLE_ROWS:,}",
+                   f"{CLUE_TOKENS:,}")  # fmt: skip
 
 
 def check_finite(model: torch.nn.Module, folder: Path) -> None:

@@ -78,7 +78,8 @@ class TeacherPass:
         self.autocast = autocast
         self.needs = needs_by_attention(needs)
         can_compile = not any(need.vectors for need in self.needs.values())
-        self._encode = compile_encode(model) if compiled and can_compile else encode
+        self.is_compiled = compiled and can_compile
+        self._encode = compile_encode(model) if self.is_compiled else encode
         layers = model.bert.encoder.layer
         self._layers = {key: layers if need.logits else layers[: need.layers] for key, need in self.needs.items()}
 

@@ -1,7 +1,8 @@
 """`"micro_batch_size": "auto"`: the largest micro-batch that fits, tried once and written into the stage's folder.
 
-A resumed run takes what is written there, since dropout depends on how a step is cut. 1, 2, 4, ... sequences are tried
-with the stage's own objective, forward and backward, on real rows; all processes try the same size at a time.
+A run that goes on from a checkpoint takes what is written there, since dropout depends on how a step is cut. 1, 2, 4,
+... sequences are tried with the stage's own objective, forward and backward, on real rows of the step that masks most;
+all processes try the same size at a time.
 
 On CUDA the size before the first that does not fit is taken. What the optimiser will need is held while trying.
 On the CPU there is no such error: the kernel ends a process that takes too much, or the machine swaps. There the peak
@@ -52,25 +53,27 @@ def settle_micro_batch(
     students: list[StudentRun],
     teacher: Teacher | None,
     batches: StepBatches,
-    first_step: int,
+    step: int,
+    goes_on: bool,
     processes: Processes,
     tell: Callable[[str], None],
 ) -> int:
-    """The size that the stage's folder names, else the one found by trying, which is written there.
+    """The size that the stage's folder names, if the run goes on, else the one found by trying, which is written there.
 
     Args:
-        batches: rows to try on, of the step `first_step` and after it.
+        batches: rows to try on, of the step `step`.
+        goes_on: from a checkpoint. At its beginning a stage tries anew, since students or machine may be others.
         tell: shows a line about what was found.
     Raises:
         torch.OutOfMemoryError: not even one sequence fits.
     """
     path = folder / FILE
     # The first process reads for all, so that all take the same whatever a shared file system shows them.
-    known = int(read_json(path)["micro_batch_size"]) if processes.is_first and path.exists() else 0
+    known = int(read_json(path)["micro_batch_size"]) if goes_on and processes.is_first and path.exists() else 0
     if rows := share_from_first(known, processes):
         return rows
     largest = -(-batches.global_batch_size // processes.world_size)
-    first = first_step * batches.global_batch_size
+    first = step * batches.global_batch_size
 
     def try_rows(rows: int) -> Trial:
         batch = batches.load(range(first, first + rows))

@@ -108,7 +108,9 @@ def train_stage(
     teacher = _start_teacher(teacher_model, runs, stage, processes, dtype, status, compiled=compiled)
     del teacher_model  # `teacher` holds it, until a cache takes its place
     first_step, tokens = _resume(runs, paths.checkpoints, processes, status)
-    arithmetic = str(dtype).removeprefix("torch.") + (", compiled (the first step takes a while)" if compiled else "")
+    arithmetic = str(dtype).removeprefix("torch.")
+    if any(run.is_compiled for run in runs) or (teacher and teacher.is_compiled):
+        arithmetic += ", compiled (the first step takes a while)"
     status.note(f"training on {processes.device} in {arithmetic}, from step {first_step:,}")
     if len(rows) < stage.global_batch_size:
         status.note(f"the corpus has {len(rows):,} rows, fewer than one step takes; they repeat within a step")
@@ -116,7 +118,7 @@ def train_stage(
         rows_per_forward = settle_micro_batch(
             paths.stage, students=runs, batches=_make_batches(stage, rows, vocabulary, steps, processes),
             teacher=RehearsedTeacher(teacher, stage.teacher_cache.size) if stage.teacher_cache and teacher else teacher,
-            first_step=first_step, processes=processes, tell=status.note,
+            step=heaviest_step(stage, steps), goes_on=first_step > 0, processes=processes, tell=status.note,
         )  # fmt: skip
         stage = stage.model_copy(update={"micro_batch_size": rows_per_forward})
     dev = _dev_batches(stage, paths, vocabulary, processes)
@@ -276,6 +278,12 @@ def _whole_step(
 def _probe_rows(stage: Stage) -> int:
     """How many of the stage's first sequences the terms' gradients are measured on."""
     return min(stage.rows_per_forward(), max(1, PROBE_TOKENS // stage.max_seq_length), stage.global_batch_size)
+
+
+def heaviest_step(stage: Stage, steps: int) -> int:
+    """The step that masks the largest share, from 0."""
+    share = stage.data.mask_probability
+    return steps - 1 if isinstance(share, MaskSchedule) and share.end > share.start else 0
 
 
 def _mask_probability(stage: Stage, steps: int) -> float | Callable[[int], float]:

@@ -77,6 +77,10 @@ class StudentRun:
         self._left_out = torch.zeros(3, dtype=torch.int64, device=device)
 
     @property
+    def is_compiled(self) -> bool:
+        return self.loss is not self.objective
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
 

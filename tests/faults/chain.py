@@ -49,7 +49,8 @@ STAGES = [
     {"name": "one", "teacher": "teacher", "steps": 4, "save_every": 1, "eval_every": 2, "students": {
         "a": {"config": "student.json", "matches": ["uniform"]},
         "b": {"config": "student.json", "matches": ["uniform:attention_mse"]}}},
-    {"name": "two", "teacher": "a", "steps": 3, "save_every": 2, "eval_every": 2, "keep_checkpoints": 1, "students": {
+    {"name": "two", "teacher": "a", "steps": 3, "save_every": 2, "eval_every": 2, "keep_checkpoints": 1,
+     "teacher_cache": {"size": 4}, "students": {
         "c": {"config": "student.json", "mlm_weight": 1.0}}},
 ]  # fmt: skip
 TASK = {
