@@ -160,10 +160,13 @@ class Student(Section):
     kd_weight: NonNegative = Field(1.0, description="weight of the KD term")
     kd_scale: Literal["none", "tau_squared"] = Field("none", description="tau_squared multiplies KD by temperature^2")
     mlm_weight: NonNegative = Field(0.0, description="weight of the cross-entropy to the true tokens")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(4e-4, description="peak learning rate of AdamW")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: the encoder's matrices by Muon, all else by AdamW, at one learning rate"
+    )
+    learning_rate: Annotated[float, Field(gt=0)] = Field(4e-4, description="peak learning rate")
     scheduler: str = Field("linear", description="any name of transformers.get_scheduler that needs no extra argument")
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="share of the steps to warm up")
-    weight_decay: NonNegative = Field(0.01, description="AdamW's decay of matrices; biases and LayerNorm have none")
+    weight_decay: NonNegative = Field(0.01, description="decay of matrices; biases and LayerNorm have none")
     max_grad_norm: NonNegative = Field(1.0, description="clip the norm of all gradients of the student; 0 = never")
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="overrides both dropouts of the config while training"

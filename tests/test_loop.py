@@ -283,10 +283,12 @@ class HostReads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("matches", [("uniform",), ("uniform:attention_mse", "uniform:mmd")])
-def test_between_log_lines_the_host_never_waits_for_the_device(matches):
+@pytest.mark.parametrize("matches, optimizer", [
+    (("uniform",), "adamw"), (("uniform:attention_mse", "uniform:mmd"), "adamw"), (("uniform",), "muon"),
+])  # fmt: skip
+def test_between_log_lines_the_host_never_waits_for_the_device(matches, optimizer):
     """Padded rows, clipping and two micro-batches included. TextBrewer reads every loss of every micro-batch."""
-    student = start_run(matches=matches, mlm_weight=1.0)
+    student = start_run(matches=matches, mlm_weight=1.0, optimizer=optimizer)
     steps = run([student], [cut_batch(BATCH, [2, 2])] * 3, log_every=3)
     with HostReads() as reads:
         next(steps)

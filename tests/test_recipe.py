@@ -201,6 +201,7 @@ def test_a_wrong_set_says_what_there_is(setting, message):
         (make(student={"kd_weight": -0.5}), "kd_weight: .*greater than or equal to 0, found -0.5"),
         (make(student={"temperature": 0}), "temperature: .*greater than 0"),
         (make(student={"kd_scale": "square"}), "kd_scale: .*'none' or 'tau_squared', found \"square\""),
+        (make(student={"optimizer": "sgd"}), "stage 'a', student 's', optimizer: .*'adamw' or 'muon', found \"sgd\""),
         (make(student={"init_layers": [0, -1]}), "init_layers, 1: .*found -1"),
         (make(student={"matches": [3]}), "matches, 0.*found 3"),
         (make(student={"config": None}), "student 's': give 'config'"),

@@ -17,6 +17,7 @@ def model_card(name: str, stage: Mapping[str, Any], recipe: Mapping[str, Any]) -
         ("stage", stage["name"]),
         ("training", f"{length} of {stage['global_batch_size']:,} sequences of {stage['max_seq_length']} tokens"),
         ("learning rate", f"{student['learning_rate']:g}, {student['scheduler']}, warm-up {student['warmup_ratio']:g}"),
+        *([("optimiser", "Muon")] if student["optimizer"] == "muon" else []),
         ("masking", _describe_masking(stage["data"])),
         ("seed", stage["seed"]),
     ]

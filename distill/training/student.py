@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import BertForMaskedLM, get_scheduler
 
@@ -14,8 +15,12 @@ from distill.errors import InputError
 from distill.recipe import Student
 from distill.training.compiling import Loss, compile_loss
 from distill.training.matches import Match
+from distill.training.muon import MuonAdamW, muon_dtype
 from distill.training.objective import Objective
 from distill.training.precision import Autocast
+
+ADAMW_STATE, MUON_STATE = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
+"""What the optimisers keep for a parameter."""
 
 
 def derive_seed(*parts: object) -> int:
@@ -66,10 +71,7 @@ class StudentRun:
         can_compile = not self.objective.student_needs.vectors
         self.loss: Loss = compile_loss(self.objective) if compiled and can_compile else self.objective
         """The objective as the loop calls it."""
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.objective, settings.weight_decay),
-            lr=settings.learning_rate, betas=(0.9, 0.999), eps=1e-6, fused=device.type in ("cpu", "cuda"),
-        )  # fmt: skip
+        self.optimizer = build_optimizer(self.objective, settings, device, dtype)
         self.scheduler = build_scheduler(self.optimizer, settings, steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         # How many updates were left out, how many of them are not yet told, and the first of those: on the device, so
@@ -180,9 +182,11 @@ class StudentRun:
                 f"student '{self.name}': its checkpoint is of another model or has other projections ({len(other)} "
                 f"weights differ, e.g. {other[0]}); this cannot be changed in a run, choose another output_dir"
             )
+        by_muon = {id(p) for group in self.optimizer.param_groups if group.get("muon") for p in group["params"]}
         for name, parameter in self.objective.named_parameters():
             parameter.copy_(weights[name])
-            for key in ("step", "exp_avg", "exp_avg_sq"):
+            # After a change of the optimiser the moments of the other one are not taken: those here begin at 0.
+            for key in MUON_STATE if id(parameter) in by_muon else ADAMW_STATE:
                 if f"{name}.{key}" in moments:
                     self.optimizer.state[parameter][key] = moments[f"{name}.{key}"].to(parameter.device)
         self._load_schedule(state["scheduler"])
@@ -191,7 +195,8 @@ class StudentRun:
 
     def _load_schedule(self, state: Mapping[str, Any]) -> None:
         base_rates = self.scheduler.base_lrs
-        self.scheduler.load_state_dict({**state, "base_lrs": base_rates})
+        lambdas = [None] * len(base_rates)  # they keep no state; another optimiser may have had more groups
+        self.scheduler.load_state_dict({**state, "base_lrs": base_rates, "lr_lambdas": lambdas})
         rates = list(state["_last_lr"])
         if isinstance(self.scheduler, LambdaLR):
             rates = [
@@ -203,8 +208,25 @@ class StudentRun:
         self.scheduler._last_lr = rates
 
 
-def parameter_groups(objective: Objective, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's groups: matrices decay, biases and LayerNorm do not; a projection with options has its own group."""
+def build_optimizer(
+    objective: Objective, settings: Student, device: torch.device, dtype: torch.dtype
+) -> torch.optim.AdamW:
+    """AdamW of everything, or Muon of the encoder's matrices with AdamW of the rest; `dtype` is the stage's."""
+    by_muon = settings.optimizer == "muon"
+    groups = parameter_groups(objective, settings.weight_decay, by_muon=by_muon)
+    options: dict[str, Any] = {
+        "lr": settings.learning_rate, "betas": (0.9, 0.999), "eps": 1e-6, "fused": device.type in ("cpu", "cuda"),
+    }  # fmt: skip
+    return MuonAdamW(groups, dtype=muon_dtype(device, dtype), **options) if by_muon else AdamW(groups, **options)
+
+
+def parameter_groups(objective: Objective, weight_decay: float, *, by_muon: bool = False) -> list[dict[str, Any]]:
+    """Groups: matrices decay, biases and LayerNorm do not; a projection with options has its own group.
+
+    Args:
+        by_muon: the matrices of the encoder's layers are in a group of their own, "muon": True. Embeddings, prediction
+            head and projections, whose rows or outputs are no hidden units, are never in it.
+    """
     groups: list[dict[str, Any]] = []
     own = {
         id(p): number
@@ -212,10 +234,15 @@ def parameter_groups(objective: Objective, weight_decay: float) -> list[dict[str
         for p in objective.projections[number].parameters()
     }  # fmt: skip
     rest = [p for p in objective.parameters() if p.requires_grad and id(p) not in own]
-    groups.append({"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay})
+    encoder = {id(p) for p in objective.student.bert.encoder.parameters()} if by_muon else set()
+    matrices = [p for p in rest if p.dim() >= 2]
+    groups.append({"params": [p for p in matrices if id(p) not in encoder], "weight_decay": weight_decay})
     groups.append({"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0})
     for number, options in objective.projection_options.items():
-        groups.append({"params": list(objective.projections[number].parameters()), **options})
+        groups.append({"params": list(objective.projections[number].parameters()), **options, "muon": False})
+    if by_muon:
+        hidden = [p for p in matrices if id(p) in encoder]
+        groups.append({"params": hidden, "weight_decay": weight_decay, "muon": True})
     return groups
 
 
