@@ -23,8 +23,8 @@ from distill.modeling.weight_files import check_shapes, has_head
 from distill.recipe import Recipe, Stage, Student
 from distill.training.matches import Match, resolve_matches
 from distill.training.objective import check_kd_loss
+from distill.training.optimizer import check_scheduler
 from distill.training.stage import needs_teacher_head
-from distill.training.student import check_scheduler
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,9 @@ class Student(Section):
     learning_rate: Annotated[float, Field(gt=0)] = Field(4e-4, description="peak learning rate")
     scheduler: str = Field("linear", description="any name of transformers.get_scheduler that needs no extra argument")
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="share of the steps to warm up")
+    decay_ratio: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.2, description="share of the steps, the last, in which warmup_stable_decay lowers the rate to 0"
+    )
     weight_decay: NonNegative = Field(0.01, description="decay of matrices; biases and LayerNorm have none")
     max_grad_norm: NonNegative = Field(1.0, description="clip the norm of all gradients of the student; 0 = never")
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
@@ -178,6 +181,15 @@ class Student(Section):
             raise ValueError("give 'config' (a BertConfig JSON) or 'init' (a model to start from)")
         if self.init is not None and self.init_layers is not None:
             raise ValueError("'init' and 'init_layers' both set the starting weights; give one")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> "Student":
+        if self.scheduler == "warmup_stable_decay" and self.warmup_ratio + self.decay_ratio > 1:
+            raise ValueError(
+                f"warmup_ratio {self.warmup_ratio:g} and decay_ratio {self.decay_ratio:g} are together more than the "
+                f"whole run; lower one"
+            )
         return self
 
 

@@ -13,8 +13,9 @@ from distill.recipe import Student
 from distill.training.loop import StageStopped, TeacherPass, run_steps
 from distill.training.matches import resolve_matches
 from distill.training.objective import Needs
+from distill.training.optimizer import check_scheduler, parameter_groups
 from distill.training.precision import autocast_for
-from distill.training.student import StudentRun, check_scheduler, parameter_groups
+from distill.training.student import StudentRun
 
 TEACHER = tiny_config(layers=4, width=32, heads=4, initializer_range=0.2)
 STUDENT = tiny_config(layers=2, width=16, heads=4, dropout=0.1)
@@ -168,12 +169,42 @@ def test_the_scheduler_moves_once_an_optimiser_step_whatever_the_micro_batches()
     assert rates == pytest.approx([0.5, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0])
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "constant_with_warmup", "polynomial"])
+def stable_run(steps, *, decay_ratio):
+    return start_run(
+        steps=steps, scheduler="warmup_stable_decay", warmup_ratio=0.2, decay_ratio=decay_ratio, learning_rate=1.0
+    )
+
+
+def rates_of(student, count):
+    return [report.values["student"]["learning_rate"] for report in run([student], [[BATCH]] * count)]
+
+
+def test_warmup_stable_decay_warms_up_stays_and_falls_by_the_root_of_the_time():
+    falling = [1 - math.sqrt(progress / 4) for progress in range(5)]
+    assert rates_of(stable_run(10, decay_ratio=0.4), 10) == pytest.approx([0.5, 1, 1, 1, 1, *falling])
+
+
+@pytest.mark.parametrize("steps, warmup, decay", [(3, 0.5, 0.5), (1, 0.0, 0.2), (5, 0.1, 0.9)])
+def test_parts_of_a_schedule_that_do_not_divide_evenly_end_at_0(steps, warmup, decay):
+    student = start_run(steps=steps, scheduler="warmup_stable_decay", warmup_ratio=warmup, decay_ratio=decay)
+    assert rates_of(student, steps)[-1] == 0
+
+
+def test_a_run_prolonged_in_its_stable_part_stays_stable_for_longer():
+    """Stopped at step 4 of 10, it goes on as a run of 15 steps would have."""
+    before, longer, whole = (stable_run(steps, decay_ratio=0.2) for steps in (10, 15, 15))
+    rates_of(before, 4)
+    longer.load(before.tensors(), before.state())
+    found = [report.values["student"]["learning_rate"] for report in run([longer], [[BATCH]] * 11, first_step=4)]
+    assert found == rates_of(whole, 15)[4:] and found[:8] == [1.0] * 8
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "constant_with_warmup", "polynomial", "warmup_stable_decay"])
 def test_schedules_of_transformers_are_taken(name):
     check_scheduler(name, where="here")
 
 
-@pytest.mark.parametrize("name", ["lniear", "warmup_stable_decay", "reduce_lr_on_plateau"])
+@pytest.mark.parametrize("name", ["lniear", "cosine_warmup_with_min_lr", "reduce_lr_on_plateau"])
 def test_schedules_that_are_unknown_or_need_more_are_refused(name):
     with pytest.raises(InputError, match=f"here: scheduler '{name}' cannot be used"):
         check_scheduler(name, where="here")

@@ -19,8 +19,9 @@ from distill.modeling.models import load_config, load_masked_lm
 from distill.recipe import Student
 from distill.training.loop import TeacherPass, run_steps
 from distill.training.matches import resolve_matches
+from distill.training.optimizer import parameter_groups
 from distill.training.precision import autocast_for
-from distill.training.student import StudentRun, parameter_groups
+from distill.training.student import StudentRun
 
 REFERENCE = Path(__file__).parent / "parity" / "reference.py"
 STEPS = 5

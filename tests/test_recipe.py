@@ -202,6 +202,11 @@ def test_a_wrong_set_says_what_there_is(setting, message):
         (make(student={"temperature": 0}), "temperature: .*greater than 0"),
         (make(student={"kd_scale": "square"}), "kd_scale: .*'none' or 'tau_squared', found \"square\""),
         (make(student={"optimizer": "sgd"}), "stage 'a', student 's', optimizer: .*'adamw' or 'muon', found \"sgd\""),
+        (
+            make(student={"scheduler": "warmup_stable_decay", "warmup_ratio": 0.7, "decay_ratio": 0.4}),
+            "stage 'a', student 's': warmup_ratio 0.7 and decay_ratio 0.4 are together more than the whole run",
+        ),
+        (make(student={"decay_ratio": 0}), "decay_ratio: .*greater than 0, found 0"),
         (make(student={"init_layers": [0, -1]}), "init_layers, 1: .*found -1"),
         (make(student={"matches": [3]}), "matches, 0.*found 3"),
         (make(student={"config": None}), "student 's': give 'config'"),

@@ -1,26 +1,21 @@
 """One student in training: its objective, optimiser, scheduler and scaler, and how they go to disk and come back."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import BertForMaskedLM, get_scheduler
+from transformers import BertForMaskedLM
 
 from distill.errors import InputError
 from distill.recipe import Student
 from distill.training.compiling import Loss, compile_loss
 from distill.training.matches import Match
-from distill.training.muon import MuonAdamW, muon_dtype
 from distill.training.objective import Objective
+from distill.training.optimizer import ADAMW_STATE, MUON_STATE, build_optimizer, build_scheduler
 from distill.training.precision import Autocast
-
-ADAMW_STATE, MUON_STATE = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
-"""What the optimisers keep for a parameter."""
 
 
 def derive_seed(*parts: object) -> int:
@@ -206,60 +201,3 @@ class StudentRun:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self.scheduler._last_lr = rates
-
-
-def build_optimizer(
-    objective: Objective, settings: Student, device: torch.device, dtype: torch.dtype
-) -> torch.optim.AdamW:
-    """AdamW of everything, or Muon of the encoder's matrices with AdamW of the rest; `dtype` is the stage's."""
-    by_muon = settings.optimizer == "muon"
-    groups = parameter_groups(objective, settings.weight_decay, by_muon=by_muon)
-    options: dict[str, Any] = {
-        "lr": settings.learning_rate, "betas": (0.9, 0.999), "eps": 1e-6, "fused": device.type in ("cpu", "cuda"),
-    }  # fmt: skip
-    return MuonAdamW(groups, dtype=muon_dtype(device, dtype), **options) if by_muon else AdamW(groups, **options)
-
-
-def parameter_groups(objective: Objective, weight_decay: float, *, by_muon: bool = False) -> list[dict[str, Any]]:
-    """Groups: matrices decay, biases and LayerNorm do not; a projection with options has its own group.
-
-    Args:
-        by_muon: the matrices of the encoder's layers are in a group of their own, "muon": True. Embeddings, prediction
-            head and projections, whose rows or outputs are no hidden units, are never in it.
-    """
-    groups: list[dict[str, Any]] = []
-    own = {
-        id(p): number
-        for number in objective.projection_options
-        for p in objective.projections[number].parameters()
-    }  # fmt: skip
-    rest = [p for p in objective.parameters() if p.requires_grad and id(p) not in own]
-    encoder = {id(p) for p in objective.student.bert.encoder.parameters()} if by_muon else set()
-    matrices = [p for p in rest if p.dim() >= 2]
-    groups.append({"params": [p for p in matrices if id(p) not in encoder], "weight_decay": weight_decay})
-    groups.append({"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0})
-    for number, options in objective.projection_options.items():
-        groups.append({"params": list(objective.projections[number].parameters()), **options, "muon": False})
-    if by_muon:
-        hidden = [p for p in matrices if id(p) in encoder]
-        groups.append({"params": hidden, "weight_decay": weight_decay, "muon": True})
-    return groups
-
-
-def build_scheduler(optimizer: torch.optim.Optimizer, settings: Student, steps: int) -> Any:
-    """One of transformers' learning-rate schedules over `steps` optimiser steps, stepped once after each."""
-    warmup = round(settings.warmup_ratio * steps)
-    return get_scheduler(settings.scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
-
-
-def check_scheduler(name: str, *, where: str) -> None:
-    """InputError unless transformers has this schedule and it needs no more than warm-up and length."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    try:
-        scheduler = get_scheduler(name, optimizer, num_warmup_steps=1, num_training_steps=2)
-        optimizer.step()
-        scheduler.step()
-        json.dumps(scheduler.state_dict())
-    except (ValueError, TypeError):
-        usable = "linear, constant, constant_with_warmup, cosine, polynomial, inverse_sqrt"
-        raise InputError(f"{where}: scheduler '{name}' cannot be used here; take one of: {usable}") from None
