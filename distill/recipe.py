@@ -171,6 +171,9 @@ class Student(Section):
     )
     weight_decay: NonNegative = Field(0.01, description="decay of matrices; biases and LayerNorm have none")
     max_grad_norm: NonNegative = Field(1.0, description="clip the norm of all gradients of the student; 0 = never")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="decay of a moving average of the weights, which is measured on dev and published; none = off"
+    )
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="overrides both dropouts of the config while training"
     )

@@ -34,6 +34,7 @@ HIDDEN = {"config": "student.json", "matches": ["uniform"]}
 ATTENTION = {"config": "student.json", "matches": ["uniform:attention_mse", "uniform:mmd"], "kd_weight": 0.5}
 RELATION = {"config": "student.json", "matches": ["last:relation_8"], "kd_weight": 0.0, "mlm_weight": 0.1}
 MUON = {**HIDDEN, "optimizer": "muon", "mlm_weight": 0.5}
+EMA = {**HIDDEN, "ema": 0.9}
 LABELS = {"config": "student.json", "mlm_weight": 1.0, "learning_rate": 1e-3, "temperature": 2.0}
 
 
@@ -81,9 +82,9 @@ def metrics(paths: StagePaths, **wanted):
     return [line for line in lines if all(line[key] == value for key, value in wanted.items())]
 
 
-@pytest.mark.parametrize("name", ["a", "b", "c", "d", "e"])
+@pytest.mark.parametrize("name", ["a", "b", "c", "d", "e", "f"])
 def test_a_student_beside_others_is_bit_for_bit_the_one_alone(world, name):
-    students = {"a": HIDDEN, "b": ATTENTION, "c": LABELS, "d": RELATION, "e": MUON}
+    students = {"a": HIDDEN, "b": ATTENTION, "c": LABELS, "d": RELATION, "e": MUON, "f": EMA}
     together = train(world, make_stage(students), "together")
     alone = train(world, make_stage({name: students[name]}), "alone")
     assert weights(together, name) == weights(alone, name)
@@ -100,7 +101,7 @@ def test_students_that_differ_by_name_only_are_different_models(world):
 
 @pytest.mark.parametrize("stop", [5, 1, *(pytest.param(step, marks=pytest.mark.slow) for step in (4, 8))])
 def test_a_stopped_run_goes_on_to_the_same_weights(world, stop):
-    stage = make_stage({"a": HIDDEN, "b": ATTENTION, "c": MUON})
+    stage = make_stage({"a": HIDDEN, "b": ATTENTION, "c": MUON, "d": EMA})
     whole = train(world, stage, "whole")
     stopped = stop_before(world, stage, "stopped", stop)
     assert not (stopped.models / "a").exists()

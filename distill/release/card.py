@@ -18,6 +18,7 @@ def model_card(name: str, stage: Mapping[str, Any], recipe: Mapping[str, Any]) -
         ("training", f"{length} of {stage['global_batch_size']:,} sequences of {stage['max_seq_length']} tokens"),
         ("learning rate", f"{student['learning_rate']:g}, {student['scheduler']}, warm-up {student['warmup_ratio']:g}"),
         *([("optimiser", "Muon")] if student["optimizer"] == "muon" else []),
+        *([("weights", f"moving average of the steps', decay {student['ema']:g}")] if student["ema"] else []),
         ("masking", _describe_masking(stage["data"])),
         ("seed", stage["seed"]),
     ]

@@ -4,8 +4,6 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from transformers import BertForMaskedLM
-
 from distill.corpus.batches import MicroBatch
 from distill.recipe import TEACHER, Stage
 from distill.training.accounting import Throughput
@@ -84,7 +82,7 @@ class Bookkeeper:
             for run in self.runs:
                 missing = self.log is not None and not self.log.has_dev(self.first_step, run.name)
                 if share_from_first(int(missing), self.processes):
-                    self._evaluate(run.objective.student, run.name, report)
+                    self._evaluate(run, report)
 
     def after(self, report: StepReport) -> None:
         """Checks, logs, evaluates and saves where the stage asks for it at this step.
@@ -101,7 +99,7 @@ class Bookkeeper:
         if self._is_dev_step(report.step):
             self._measure_gradients(report)
             for run in self.runs:
-                self._evaluate(run.objective.student, run.name, report)
+                self._evaluate(run, report)
         if is_saving:
             self.save(report, is_needed=is_last)
         if self.processes.is_first:
@@ -240,11 +238,16 @@ class Bookkeeper:
     def _is_dev_step(self, step: int) -> bool:
         return step % self.eval_every == 0 or step == self.steps
 
-    def _evaluate(self, model: BertForMaskedLM, name: str, report: StepReport) -> None:
+    def _evaluate(self, run: StudentRun, report: StepReport) -> None:
+        """Measures what will be published, and beside a moving average the weights that it is the average of."""
         if self.dev is None:
             return
-        autocast = self.runs[0].objective.autocast
-        self._write_dev(name, report, evaluate_masked_lm(model, self.dev, self.processes, autocast, self.stop))
+        autocast = run.objective.autocast
+        values = evaluate_masked_lm(run.published, self.dev, self.processes, autocast, self.stop)
+        if values is not None and run.average is not None:
+            last = evaluate_masked_lm(run.objective.student, self.dev, self.processes, autocast, self.stop)
+            values = last and values | {f"unaveraged_{name}": last[name] for name in ("mlm_loss", "accuracy")}
+        self._write_dev(run.name, report, values)
 
     def _write_dev(self, name: str, report: StepReport, values: Mapping[str, float] | None) -> None:
         if values is None:

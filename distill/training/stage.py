@@ -317,7 +317,7 @@ def _dev_batches(
 
 def _finish(run: StudentRun, settings: Student, paths: StagePaths, card: str) -> None:
     """Writes the finished model folder, with the dropout that its config had before training."""
-    model = run.objective.student
+    model = run.published
     original = load_config(settings.config or paths.inits[run.name])
     model.config.hidden_dropout_prob = original.hidden_dropout_prob
     model.config.attention_probs_dropout_prob = original.attention_probs_dropout_prob

@@ -1,5 +1,6 @@
 """One student in training: its objective, optimiser, scheduler and scaler, and how they go to disk and come back."""
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import BertForMaskedLM
 
 from distill.errors import InputError
@@ -62,6 +64,8 @@ class StudentRun:
                 kd_weight=settings.kd_weight * scale, mlm_weight=settings.mlm_weight, distilled=distilled,
                 autocast=autocast,
             ).to(device).train()  # fmt: skip
+        self.average = copy.deepcopy(self.objective.student).requires_grad_(False) if settings.ema else None
+        """The moving average of the student's weights, if one is kept."""
         # The hooks that catch queries, keys and values come and go with each forward, which dynamo cannot follow.
         can_compile = not self.objective.student_needs.vectors
         self.loss: Loss = compile_loss(self.objective) if compiled and can_compile else self.objective
@@ -80,6 +84,11 @@ class StudentRun:
     @property
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
+
+    @property
+    def published(self) -> BertForMaskedLM:
+        """The model whose weights count: the moving average if there is one, else the student itself."""
+        return self.objective.student if self.average is None else self.average
 
     def seed_dropout(self, *, step: int, micro_step: int, rank: int) -> None:
         """Sets the random state for one forward, so that no random state has to be stored or shared."""
@@ -113,8 +122,20 @@ class StudentRun:
         else:
             self._guarded_update(norm, number)
         self.scheduler.step()
+        self._update_average()
         self.clear_gradients()
         return norm
+
+    def _update_average(self) -> None:
+        """Moves the average towards the new weights: by 1 - ema, but faster at first, or it would keep its start.
+
+        The decay of step t is min(ema, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage.
+        """
+        if self.average is None or self.settings.ema is None:
+            return
+        step = self.scheduler.last_epoch
+        move = get_ema_multi_avg_fn(min(self.settings.ema, (1 + step) / (10 + step)))
+        move(list(self.average.parameters()), list(self.objective.student.parameters()), step)
 
     def _guarded_update(self, norm: Tensor, number: int) -> None:
         is_bad = ~norm.isfinite()
@@ -144,14 +165,17 @@ class StudentRun:
         return all(bool(value.isfinite().all()) for named in self.tensors().values() for value in named.values())
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """File stem -> name -> tensor: weights with projections, and the optimiser's moments by parameter name."""
+        """File stem -> name -> tensor: weights with projections, moments, the moving average if there is one."""
         weights = {name: value for name, value in self.objective.named_parameters()}
         moments = {
             f"{name}.{key}": value
             for name, parameter in weights.items()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
-        return {self.name: {name: value.data for name, value in weights.items()}, f"{self.name}+optimizer": moments}
+        found = {self.name: {name: value.data for name, value in weights.items()}, f"{self.name}+optimizer": moments}
+        if self.average is not None:
+            found[f"{self.name}+average"] = {name: value.data for name, value in self.average.named_parameters()}
+        return found
 
     def state(self) -> dict[str, Any]:
         """JSON values beside the tensors."""
@@ -184,6 +208,11 @@ class StudentRun:
             for key in MUON_STATE if id(parameter) in by_muon else ADAMW_STATE:
                 if f"{name}.{key}" in moments:
                     self.optimizer.state[parameter][key] = moments[f"{name}.{key}"].to(parameter.device)
+        if self.average is not None:
+            # A run whose average was asked for later begins it with the weights of that time.
+            average = tensors.get(f"{self.name}+average") or dict(self.objective.student.named_parameters())
+            for name, parameter in self.average.named_parameters():
+                parameter.copy_(average[name])
         self._load_schedule(state["scheduler"])
         self.scaler.load_state_dict(dict(state["scaler"]))
         self._left_out[0] = state.get("left_out", 0)
