@@ -16,6 +16,7 @@ setup(
     package_data={
         "distill.sample": ["text/*.txt", "text/*.json"],
         "distill.downstream": ["tasks/*.json", "grids/*.json"],
+        "distill.release": ["*.html"],
     },
     install_requires=[
         "torch>=2.8",
@@ -36,6 +37,8 @@ setup(
         "scikit-learn>=1.5",
         "scipy>=1.13",
         "matplotlib>=3.9",
+        "jinja2>=3.1",
+        "markupsafe>=2.1",
         "tensorboard>=2.18",
         "ltp>=4.2.14",
     ],

@@ -22,6 +22,7 @@ from distill.cli_fields import (
     parse_fields,
 )
 from distill.cli_models import add_model_commands
+from distill.cli_report import add_report_commands
 from distill.cli_segmenter import SEGMENTER_HELP, Dictionary, SkipBad, add_segmenter_commands
 from distill.cli_tasks import add_task_commands
 from distill.cli_vocabulary import vocab_app
@@ -201,6 +202,7 @@ def run_loaded_recipe(
 
 add_compare_command(app)
 add_model_commands(app)
+add_report_commands(app)
 
 
 @app.command("inspect")

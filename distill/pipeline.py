@@ -25,9 +25,12 @@ from distill.finetuning import plan_section, run_plan
 from distill.launch import Cluster, StageFailed, run_stage_processes
 from distill.modeling.counting import count_parameters
 from distill.nodes import Follower, Leader
+from distill.passes import record_pass
 from distill.planning import StagePlan, plan_recipe
 from distill.recipe import Recipe, Stage
 from distill.release.results import collect_results, format_results
+from distill.release.run_folder import PASSES_FILE
+from distill.reporting import report_at_end
 from distill.training.accounting import pass_flops
 from distill.training.checkpoint import checkpoint_students, clear_other_checkpoints
 from distill.training.plugins import load_plugins
@@ -54,11 +57,14 @@ def run_recipe(
         results = collect_results(output, recipe.model_dump())
         write_json(output / "report" / "results.json", results)
         show(format_results(results))
+        failed: list[str] = []
         if comparison:
             tables, failed = run_plan(comparison, show)
             show(tables)
-            if failed:
-                raise StageFailed(f"finetune: {len(failed)} run(s) failed, the first: {failed[0]}")
+        if recipe.report:
+            report_at_end(output, show)
+        if failed:
+            raise StageFailed(f"finetune: {len(failed)} run(s) failed, the first: {failed[0]}")
 
 
 def train_stages(
@@ -180,11 +186,13 @@ def _run_pass(
     start = time.monotonic()
     folder = output / "stages" / plan.stage.name
     folder.mkdir(parents=True, exist_ok=True)
-    run_stage_processes(
-        output / "recipe.json", plan.stage.name, cluster=cluster, show=show,
-        status_file=status_path(output, plan.stage, cluster.node_rank),
-        log_file=_node_file(folder / "log.txt", cluster.node_rank), **options,
-    )  # fmt: skip
+    passes = _node_file(folder / PASSES_FILE, cluster.node_rank)
+    with record_pass(passes, students=students, processes=cluster.world_size):
+        run_stage_processes(
+            output / "recipe.json", plan.stage.name, cluster=cluster, show=show,
+            status_file=status_path(output, plan.stage, cluster.node_rank),
+            log_file=_node_file(folder / "log.txt", cluster.node_rank), **options,
+        )  # fmt: skip
     show(f"{plan.stage.name}: finished {', '.join(students)} in {_duration(time.monotonic() - start)}")
 
 

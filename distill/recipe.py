@@ -301,6 +301,7 @@ class Recipe(Section):
     output_dir: str = Field(min_length=1, description="everything that a run leaves lies below it")
     stages: list[Stage] = Field(min_length=1, description="done in this order")
     finetune: FineTune | None = Field(None, description="tasks on which the models are compared at the end")
+    report: bool = Field(True, description="whether a run ends with report/index.html; `distill report` writes it, too")
 
     @model_validator(mode="after")
     def _unique_names(self) -> "Recipe":

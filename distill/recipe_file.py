@@ -48,7 +48,7 @@ def resolve_recipe(raw: Any, *, where: str, overrides: Mapping[str, Any] = {}, s
     if not isinstance(raw, dict):
         raise InputError(f"{where}: a recipe is a JSON object, found {type(raw).__name__}")
     raw = json.loads(json.dumps(raw))
-    _check_keys(raw, {"output_dir", "defaults", "stages", "finetune"}, where)
+    _check_keys(raw, {"output_dir", "defaults", "stages", "finetune", "report"}, where)
     defaults = _expect_object(raw.pop("defaults", {}), f"{where}: defaults")
     _check_keys(defaults, STAGE_FIELDS | STUDENT_FIELDS, f"{where}: defaults")
     if not isinstance(raw.get("stages"), list):

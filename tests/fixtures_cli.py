@@ -50,7 +50,7 @@ class Project:
         fields = {"teacher": "teacher", "students": {"small": {"config": "student.json", **student}}, "name": "one"}
         source = {"text": ["text"], "dev": 0.1, "segmenter": "words", **data}
         defaults = {"data": source, "max_seq_length": 32, "steps": 2, "global_batch_size": 4, "matches": ["uniform"]}
-        recipe = {"output_dir": "out", "defaults": defaults, "stages": [{**fields, **stage}], **top}
+        recipe = {"output_dir": "out", "report": False, "defaults": defaults, "stages": [{**fields, **stage}], **top}
         return self.write("recipe.json", recipe)
 
     def model(self, name: str, *, head: bool = True, form: str = "safetensors", **config: Any) -> Path:

@@ -1,34 +1,45 @@
 """The table at the end of a run, read from the files that the stages left."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from distill.json_file import read_json, read_object
+from distill.errors import InputError
+from distill.json_file import read_object
 from distill.modeling.config import load_config
-from distill.modeling.counting import count_parameters
+from distill.modeling.counting import Parameters, count_parameters
 from distill.training.metrics import read_metrics
 
 
-def collect_results(output: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
+def collect_results(
+    output: Path, recipe: Mapping[str, Any], *, noting: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> dict[str, Any]:
     """Every model of a run with its size and last dev measurement.
 
+    Args:
+        noting: takes the InputError of a file that cannot be read, whose values are then None.
     Returns: {"models": [{"name", "stage", "teacher", "parameters", "without_embeddings", "steps", "tokens",
         "dev_accuracy", "dev_loss"}], "most_common_share": {stage: share of masked dev tokens that guessing the
         commonest token would get right}}. A value that was not measured is None.
     """
     models: list[dict[str, Any]] = []
-    shares = {}
+    shares: dict[str, float | None] = {}
     for stage in recipe["stages"]:
         folder = output / "stages" / stage["name"]
         records = read_dev_records(folder / "metrics.jsonl")
-        shares[stage["name"]] = _most_common_share(folder / "dataset.json")
+        shares[stage["name"]] = None
+        with noting():
+            shares[stage["name"]] = _most_common_share(folder / "dataset.json")
         if stage["teacher"] and stage["teacher"] not in {model["name"] for model in models}:
             models.append(_row(stage["teacher"], stage, records.get("teacher"), None, None))
         for name in stage["students"]:
             config = output / "models" / name / "config.json"
             if config.exists():
-                models.append(_row(name, stage, records.get(name), config, stage["teacher"]))
+                counts = None
+                with noting():
+                    counts = count_parameters(load_config(config))
+                models.append(_row(name, stage, records.get(name), counts, stage["teacher"]))
     return {"models": models, "most_common_share": shares}
 
 
@@ -38,9 +49,9 @@ def read_dev_records(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _row(
-    name: str, stage: Mapping[str, Any], record: Mapping[str, Any] | None, config: Path | None, teacher: str | None
-) -> dict[str, Any]:
-    counts = count_parameters(load_config(config)) if config else None
+    name: str, stage: Mapping[str, Any], record: Mapping[str, Any] | None, counts: Parameters | None,
+    teacher: str | None,
+) -> dict[str, Any]:  # fmt: skip
     record = record or {}
     return {
         "name": name, "stage": stage["name"], "teacher": teacher,
@@ -55,7 +66,10 @@ def _most_common_share(note: Path) -> float | None:
     """What always guessing the commonest token of the training rows would get right on dev."""
     if not note.exists():
         return None
-    info = read_object(Path(read_json(note)["path"]) / "info.json", what="what is packed")
+    path = read_object(note, what="where a dataset is").get("path")
+    if not isinstance(path, str):
+        raise InputError(f"{note}: does not say where the dataset is; the same `distill train` writes it again")
+    info = read_object(Path(path) / "info.json", what="what is packed")
     share = info.get("most_common_token", {}).get("dev_share")
     return float(share) if share is not None else None
 

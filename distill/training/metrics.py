@@ -109,15 +109,17 @@ class _Board:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete records of a metrics.jsonl; a last line cut short by a kill is left out."""
+    """All complete records of a metrics.jsonl; a line cut short by a kill, or damaged, is left out."""
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except ValueError:
             continue
+        if isinstance(record, dict) and {"step", "split", "student"} <= record.keys():
+            records.append(record)
     return records
 
 
@@ -173,6 +175,7 @@ class StatusFile:
 def read_status(path: Path) -> dict[str, Any]:
     """The stage's last status; empty if there is none, or only a part of it yet."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        status = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
+    return status if isinstance(status, dict) else {}

@@ -1,0 +1,65 @@
+"""The models of a run and where each comes from: teacher, assistant, students."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import BertConfig
+
+from distill.modeling.config import load_config
+from distill.modeling.counting import Parameters, count_parameters
+from distill.release.run_folder import RunFolder
+
+
+@dataclass
+class Model:
+    """A model of the chain. Sizes are None where no config is at hand."""
+
+    name: str
+    stage: str | None
+    """None for a teacher from elsewhere."""
+    teacher: "Model | None" = None
+    init: str | None = None
+    is_finished: bool = False
+    config: BertConfig | None = None
+    counts: Parameters | None = None
+    students: list["Model"] = field(default_factory=list)
+
+    def origin(self) -> list["Model"]:
+        """This model, its teacher, its teacher's teacher, and so on."""
+        return [self, *(self.teacher.origin() if self.teacher else [])]
+
+    def shape(self) -> str:
+        """`6 x 256`: layers and width; empty if unknown."""
+        return f"{self.config.num_hidden_layers} x {self.config.hidden_size}" if self.config else ""
+
+
+def read_chain(run: RunFolder) -> list[Model]:
+    """Every model of the recipe, teachers before students."""
+    models: dict[str, Model] = {}
+    for stage in run.stages:
+        teacher = stage["teacher"]
+        if teacher and teacher not in models:
+            models[teacher] = _sized(run, Model(teacher, None, is_finished=True), Path(teacher))
+        for name, settings in stage["students"].items():
+            parent = models[teacher] if teacher else None
+            folder = run.model(name)
+            model = Model(name, stage["name"], parent, settings["init"], is_finished=folder is not None)
+            models[name] = _sized(run, model, folder or Path(settings["config"] or settings["init"]))
+            if parent:
+                parent.students.append(models[name])
+    return list(models.values())
+
+
+def roots(models: list[Model]) -> Iterator[Model]:
+    """Those without a teacher, which head the trees."""
+    return (model for model in models if model.teacher is None)
+
+
+def _sized(run: RunFolder, model: Model, config: Path) -> Model:
+    """The model with its sizes, if its folder or config file is here."""
+    if (config / "config.json").is_file() or config.is_file():
+        with run.noting():
+            model.config = load_config(config)
+            model.counts = count_parameters(model.config)
+    return model

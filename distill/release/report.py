@@ -1,0 +1,283 @@
+"""The report of a run: one HTML page that needs nothing else, made from the files that the run left.
+
+1. Every part is collected from files (run_folder.py, chain.py, results.py); what is not there yet is said on the page.
+2. The template report.html puts them together; it escapes all text. Charts are inline SVG (charts.py).
+3. The same curves go to PNG files (pictures.py), for places where no page can be shown.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from distill.corpus.inspection import Inspection, inspect_dataset
+from distill.corpus.inspection_page import ROW_STYLE, legend_html, row_html
+from distill.corpus.statistics import figures
+from distill.durable import write_whole
+from distill.recipe import TEACHER
+from distill.release.chain import Model, read_chain, roots
+from distill.release.charts import encoder_drawing, heat_chart, line_chart, scatter_chart
+from distill.release.results import collect_results
+from distill.release.run_folder import EXAMPLES_FILE, RunFolder, Series
+
+NUM_ROWS = 3
+"""Rows of a dataset that are shown with their masks."""
+SPEEDS = ("tokens_per_second", "mfu", "data_wait")
+OTHERS = {"loss", "grad_norm", "learning_rate", *SPEEDS}
+"""Values of a train record that are no terms of the loss."""
+
+
+def write_report(run: RunFolder) -> Path:
+    """Writes report/index.html of a run, finished or not, and returns its path.
+
+    Raises:
+        OSError: the disk takes no page.
+    """
+    page = run.path / "report" / "index.html"
+    write_whole(page, render(run))
+    return page
+
+
+def render(run: RunFolder) -> str:
+    """The page's text."""
+    environment = Environment(
+        loader=PackageLoader("distill.release", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["count"] = lambda value: "-" if value is None else f"{value:,}"
+    environment.filters["millions"] = lambda value: "-" if value is None else f"{value / 1e6:.3g} M"
+    environment.filters["duration"] = show_duration
+    parts = collect_parts(run)
+    return environment.get_template("report.html").render(parts)
+
+
+def collect_parts(run: RunFolder) -> dict[str, Any]:
+    """Everything that the template shows, by the name it has there."""
+    models = read_chain(run)
+    results = collect_results(run.path, run.recipe, noting=run.noting)
+    stages = [collect_stage(run, stage) for stage in run.stages]
+    tasks = run.json("report/tables.json")
+    times = [time for stage in run.stages for time in collect_times(run, stage)]
+    parts = {
+        "name": run.path.resolve().name,
+        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "roots": list(roots(models)), "cards": _describe_models(models, results, stages), "models": models,
+        "results": results, "shares": sorted({s for s in results["most_common_share"].values() if s is not None}),
+        "stages": stages, "tables": _tables(tasks), "quality": collect_quality(tasks),
+        "has_tasks": run.recipe["finetune"] is not None,
+        "examples": collect_examples(run), "similarity": collect_similarity(run), "datasets": collect_datasets(run),
+        "times": times, "machines": _distinct(time["machine"] for time in times),
+        "versions": _distinct(time["versions"] for time in times),
+        "tokens": sum(model["tokens"] or 0 for model in results["models"] if model["teacher"] or model["steps"]),
+        "recipe": json.dumps(run.recipe, indent=1, ensure_ascii=False),
+        "row_style": Markup(ROW_STYLE), "row_legend": Markup(legend_html()),
+    }  # fmt: skip
+    return {**parts, "problems": list(dict.fromkeys(run.problems))}  # last: collecting finds them
+
+
+def _describe_models(
+    models: Sequence[Model], results: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """name -> drawing, state and dev accuracy."""
+    configs = [model.config for model in models if model.config]
+    most_layers = max((config.num_hidden_layers for config in configs), default=1)
+    most_width = max((config.hidden_size for config in configs), default=1)
+    largest = max((model.counts.masked_lm for model in models if model.counts), default=1)
+    accuracies = {row["name"]: row["dev_accuracy"] for row in results["models"]}
+    states = {stage["name"]: stage for stage in stages}
+    found = {}
+    for model in models:
+        stage = states.get(model.stage or "", {})
+        found[model.name] = {
+            "state": "finished" if model.is_finished else stage.get("state", "waiting"),
+            "progress": stage.get("progress"),
+            "accuracy": accuracies.get(model.name),
+            "share": model.counts.masked_lm / largest if model.counts else 0,
+            "drawing": encoder_drawing(
+                model.config.num_hidden_layers, model.config.hidden_size, most_layers=most_layers, most_width=most_width
+            ) if model.config else "",
+        }  # fmt: skip
+    return found
+
+
+def collect_stage(run: RunFolder, stage: Mapping[str, Any]) -> dict[str, Any]:
+    """State, messages and charts of a stage."""
+    status, curves = run.status(stage), run.curves(stage)
+    train, dev = curves["train"], curves["dev"]
+    teacher = TEACHER if stage["teacher"] else ""
+    first = next(iter(train), "")
+    charts = {
+        "loss": line_chart(_each(train, "loss")),
+        "dev_loss": line_chart(_each(dev, "mlm_loss"), mark=teacher),
+        "dev_accuracy": line_chart(_each(dev, "accuracy"), percent=True, mark=teacher),
+        "grad_norm": line_chart(_each(train, "grad_norm")),
+        "learning_rate": line_chart(_each(train, "learning_rate"), from_zero=True),
+        # All students of a pass have the same speed.
+        "speed": line_chart(_each({first: train.get(first, {})}, "tokens_per_second"), from_zero=True),
+        "shares": line_chart({name: train.get(first, {}).get(name, []) for name in ("mfu", "data_wait")},
+                             percent=True, from_zero=True),
+    }  # fmt: skip
+    terms = []
+    for name in train:
+        values = {term: points for term, points in train[name].items() if term not in OTHERS}
+        losses = line_chart(values) if len(values) > 1 else None  # a single term is the loss itself
+        norms = line_chart(_terms_gradients(curves["gradients"].get(name, {})))
+        terms.append({"student": name, "charts": {"terms": losses, "norms": norms}})
+    step, steps = status.get("step", 0), status.get("steps", 0)
+    is_done = all(run.model(name) for name in stage["students"])
+    return {
+        "name": stage["name"], "teacher": stage["teacher"], "students": list(stage["students"]), "seed": stage["seed"],
+        "state": "finished" if is_done else str(status.get("state", "waiting")),
+        "progress": step / steps if steps else None, "step": step, "steps": steps,
+        "messages": status["messages"], "message": str(status.get("message", "")),
+        "charts": {name: chart for name, chart in charts.items() if chart}, "terms": terms,
+    }  # fmt: skip
+
+
+def _each(split: Mapping[str, Series], name: str) -> Series:
+    """One value of every student; the teacher's single measurement becomes a level line."""
+    found = {student: list(series.get(name, [])) for student, series in split.items()}
+    last = max((points[-1][0] for points in found.values() if points), default=0)
+    if len(found.get(TEACHER, [])) == 1 and last and len(found) > 1:
+        found[TEACHER].append((last, found[TEACHER][0][1]))
+    return {student: points for student, points in found.items() if points}
+
+
+def _terms_gradients(series: Series) -> Series:
+    """Gradient norms of the terms as they count, weights included."""
+    prefix = "weighted_grad_norm_"
+    return {name.removeprefix(prefix): points for name, points in series.items() if name.startswith(prefix)}
+
+
+def _tables(tasks: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The fine-tuning tables as heads and rows; anything else in the file is passed over."""
+    tables = tasks.get("tables")
+    found = []
+    for name, rows in tables.items() if isinstance(tables, dict) else ():
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+            head = list(rows[0])
+            cells = [[str(row.get(key, "-")) for key in head] for row in rows]
+            found.append({"name": name, "head": head, "rows": cells})
+    return found
+
+
+def collect_quality(tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """Charts of the mean of the tasks over time and over size, from the tables' own cells; without those, empty."""
+    tables = {table["name"]: [dict(zip(table["head"], row, strict=True)) for row in table["rows"]]
+              for table in _tables(tasks)}  # fmt: skip
+    try:
+        summary, latency = tables.get("summary", []), tables.get("latency", [])
+        shares = {row["Model"]: row["Mean of tasks"].rstrip("%") for row in summary}
+        means = {name: float(share) for name, share in shares.items() if share != "-"}
+        sizes = {row["Model"]: _number(row["W/O embeddings"].rstrip("M")) for row in summary}
+        shapes = {(int(row["Batch"]) * int(row["Length"]), f"{row['Batch']} x {row['Length']}") for row in latency}
+        shape = max(shapes)[1] if shapes else ""
+        times = {row["Model"]: _number(row["p50 ms"]) for row in latency
+                 if f"{row['Batch']} x {row['Length']}" == shape}  # fmt: skip
+    except (KeyError, ValueError):
+        return {}
+    placed = [{name: (x[name], mean) for name, mean in means.items() if x.get(name, 0) > 0} for x in (times, sizes)]
+    return {"latency": scatter_chart(placed[0]), "size": scatter_chart(placed[1]), "shape": shape}
+
+
+def _number(cell: str) -> float:
+    return float(cell.replace(",", ""))
+
+
+def collect_examples(run: RunFolder) -> list[dict[str, Any]]:
+    """Sentences with the words that each model fills in."""
+    found: Any = run.json(EXAMPLES_FILE).get("fill_mask")
+    shown = []
+    with run.damage_noted(EXAMPLES_FILE):
+        for number, sentence in enumerate(found["sentences"]) if found else ():
+            rows = []
+            for model, answers in found["answers"].items():
+                masks = answers[number]
+                guess = "".join(mask[0]["token"] for mask in masks)
+                others = " / ".join(", ".join(f"{one['token']} {one['score']:.0%}" for one in mask) for mask in masks)
+                score = sum(mask[0]["score"] for mask in masks) / len(masks)
+                is_right = guess == "".join(sentence["word"])
+                rows.append({"model": model, "guess": guess, "score": score, "is_right": is_right, "others": others})
+            word = "".join(sentence["word"])
+            shown.append({"before": sentence["before"], "word": word, "after": sentence["after"], "rows": rows})
+    return shown
+
+
+def collect_similarity(run: RunFolder) -> list[dict[str, Any]]:
+    """Heat maps of student layers against teacher layers."""
+    found = run.json(EXAMPLES_FILE).get("similarity") or []
+    shown = []
+    with run.damage_noted(EXAMPLES_FILE):
+        for one in found:
+            chart = heat_chart(one["cka"], one["pairs"])
+            values = [one["cka"][row][column] for row, column in one["pairs"]]
+            shown.append({"student": one["student"], "teacher": one["teacher"], "chart": chart, "tokens": one["tokens"],
+                          "mean": sum(values) / len(values) if values else None})  # fmt: skip
+    return shown
+
+
+def collect_datasets(run: RunFolder) -> list[dict[str, Any]]:
+    """Every packed dataset that stages read: what is in it, and rows with masks."""
+    users: dict[Path, list[dict[str, Any]]] = {}
+    for stage in run.stages:
+        if dataset := run.dataset(stage):
+            users.setdefault(dataset, []).append(stage)
+    found = []
+    for dataset, stages in users.items():
+        info = run.json(os.path.relpath(dataset / "info.json", run.path))
+        inspection = None
+        tokenizer = run.tokenizer(stages[0])
+        if tokenizer:
+            with run.noting():
+                inspection = inspect_dataset(dataset, str(tokenizer), num_rows=NUM_ROWS)
+        found.append({
+            "name": dataset.name, "stages": [stage["name"] for stage in stages], "data": stages[0]["data"],
+            "splits": {name: info[name] for name in ("train", "dev") if isinstance(info.get(name), dict)},
+            "rows": [Markup(row_html(row)) for row in inspection.rows] if inspection else [],
+            "statistics": _statistics(inspection) if inspection else [],
+        })  # fmt: skip
+    return found
+
+
+def _statistics(inspection: Inspection) -> list[dict[str, Any]]:
+    return [
+        {"split": split, "figures": figures(statistics), "scripts": statistics.scripts, "frequent": statistics.frequent}
+        for split, statistics in inspection.statistics.items()
+    ]
+
+
+def collect_times(run: RunFolder, stage: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How long a stage's processes ran in all, on what; a run of an older version has no such record."""
+    passes = run.passes(stage)
+    if not passes:
+        return []
+    seconds = sum(one["seconds"] for one in passes)
+    cost = sum(one["seconds"] * one["processes"] for one in passes if isinstance(one.get("processes"), int))
+    return [{
+        "stage": stage["name"], "passes": len(passes), "seconds": seconds, "process_hours": cost / 3600,
+        "processes": passes[-1].get("processes"), "begun": str(passes[0].get("begun", "")),
+        "machine": _strings(passes[-1].get("machine")), "versions": _strings(passes[-1].get("versions")),
+    }]  # fmt: skip
+
+
+def _strings(value: Any) -> dict[str, str]:
+    return {str(k): str(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else {}
+
+
+def _distinct(values: Any) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = []
+    for value in values:
+        if value and value not in found:
+            found.append(value)
+    return found
+
+
+def show_duration(seconds: float) -> str:
+    """`1 h 5 min`, `3 min 20 s`, `4 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

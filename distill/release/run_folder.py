@@ -1,0 +1,142 @@
+"""A run's folder as the report reads it: a file that is missing or damaged costs one line, not the rest."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill.errors import InputError
+from distill.json_file import read_object
+from distill.recipe_file import load_recipe
+from distill.training.metrics import read_metrics, read_status
+
+RECIPE_FILE = "recipe.json"
+PASSES_FILE = "passes.jsonl"
+"""In a stage's folder: a line each time that its processes ran."""
+EXAMPLES_FILE = "report/examples.json"
+"""What the models themselves were asked: see examining.py."""
+
+Series = dict[str, list[tuple[int, float]]]
+"""Name of a value -> (step, value)."""
+
+
+@dataclass
+class RunFolder:
+    """The folder and its recipe. `problems` collects what could not be read, one line each."""
+
+    path: Path
+    recipe: dict[str, Any]
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """Of the recipe, in order."""
+        stages: list[dict[str, Any]] = self.recipe["stages"]
+        return stages
+
+    def stage_folder(self, stage: Mapping[str, Any]) -> Path:
+        return self.path / "stages" / stage["name"]
+
+    def model(self, name: str) -> Path | None:
+        """The folder of a finished student, or of a teacher that is a folder here."""
+        made = self.path / "models" / name
+        if (made / "config.json").is_file():
+            return made
+        is_student = any(name in stage["students"] for stage in self.stages)
+        return None if is_student or not (Path(name) / "config.json").is_file() else Path(name)
+
+    def dataset(self, stage: Mapping[str, Any]) -> Path | None:
+        """The packed dataset of a stage, which may have moved with the run's folder."""
+        note = self.stage_folder(stage) / "dataset.json"
+        if not note.is_file():
+            return None
+        with self.noting():
+            path = Path(str(read_object(note, what="where a dataset is").get("path", "")))
+            here = self.path / "data" / path.name
+            return here if here.is_dir() else path if path.is_dir() else None
+        return None
+
+    def tokenizer(self, stage: Mapping[str, Any]) -> Path | None:
+        """A folder with the tokens that a stage's dataset was packed with."""
+        names = [*stage["students"], stage["teacher"]]
+        folders = [self.model(name) for name in names if name]
+        given = stage["data"]["tokenizer"]
+        folders += [Path(given)] if given else []
+        return next((folder for folder in folders if folder and (folder / "vocab.txt").is_file()), None)
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The object in a file of the folder; empty if it is missing, or damaged, which is noted."""
+        path = self.path / name
+        if path.is_file():
+            with self.noting():
+                return read_object(path, what="a file of a run")
+        return {}
+
+    def status(self, stage: Mapping[str, Any]) -> dict[str, Any]:
+        """What a stage's processes said last, with the values checked that are counted with."""
+        status = read_status(self.stage_folder(stage) / "status.json")
+        for name in ("step", "steps"):
+            if not isinstance(status.get(name, 0), int):
+                status.pop(name)
+        messages = status.get("messages")
+        return {**status, "messages": [str(m) for m in messages] if isinstance(messages, list) else []}
+
+    def passes(self, stage: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Every time that a stage's processes ran: see `record_pass`."""
+        path = self.stage_folder(stage) / PASSES_FILE
+        if not path.is_file():
+            return []
+        found = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        sound = [one for one in found if isinstance(one, dict) and _is_number(one.get("seconds"))]
+        if len(sound) < len(found):
+            self.problems.append(f"{path}: {len(found) - len(sound)} line(s) are damaged and left out")
+        return sound
+
+    def curves(self, stage: Mapping[str, Any]) -> dict[str, dict[str, Series]]:
+        """split ("train", "dev", "gradients") -> student -> values of metrics.jsonl."""
+        found: dict[str, dict[str, Series]] = {"train": {}, "dev": {}, "gradients": {}}
+        with self.noting():
+            for record in read_metrics(self.stage_folder(stage) / "metrics.jsonl"):
+                if record["split"] in found and isinstance(record["step"], int):
+                    series = found[record["split"]].setdefault(str(record["student"]), {})
+                    for name, value in record.items():
+                        if name not in ("step", "samples", "tokens") and _is_number(value):
+                            series.setdefault(name, []).append((record["step"], float(value)))
+        return found
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """What cannot be read becomes a line of `problems`."""
+        try:
+            yield
+        except (InputError, OSError) as error:
+            self.problems.append(str(error))
+
+    @contextlib.contextmanager
+    def damage_noted(self, name: str) -> Iterator[None]:
+        """A JSON file of another shape than it was written in becomes a line of `problems`."""
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError):
+            self.problems.append(f"{self.path / name}: damaged; remove it, and it is made again")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def open_run(path: Path) -> RunFolder:
+    """The folder of a run that has at least begun.
+
+    Raises:
+        InputError: it holds no recipe.json, or one that cannot be read: nothing can be told without it.
+    """
+    if not (path / RECIPE_FILE).is_file():
+        raise InputError(f"{path}: no folder of a run (it has no {RECIPE_FILE}); name the output_dir of a recipe that "
+                         f"`distill train` has begun")  # fmt: skip
+    return RunFolder(path, load_recipe(path / RECIPE_FILE).model_dump())

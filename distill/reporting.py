@@ -1,0 +1,37 @@
+"""`distill report`: asks the models what only they can tell, then release/ makes the page from the run's files."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from distill.errors import InputError
+from distill.examining import examine_models
+from distill.release.pictures import draw_curves
+from distill.release.report import write_report
+from distill.release.run_folder import open_run
+
+
+def report_run(folder: Path) -> tuple[Path, list[str]]:
+    """Writes the page and the pictures of a run. Returns the page and what could not be read, one line each.
+
+    Raises:
+        InputError: no folder of a run.
+        OSError: the disk takes no page.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    run = open_run(folder)
+    examine_models(run)
+    draw_curves(run)
+    return write_report(run), list(dict.fromkeys(run.problems))
+
+
+def report_at_end(folder: Path, show: Callable[[str], None]) -> None:
+    """Writes the report of a run that has ended well, whose exit code it does not change."""
+    try:
+        page, problems = report_run(folder)
+    except (InputError, OSError) as error:
+        show(f"report: not written ({error}); `distill report {folder}` tries again")
+        return
+    for problem in problems:
+        show(f"report: {problem}")
+    show(f"report: {page}")
