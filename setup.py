@@ -44,6 +44,7 @@ setup(
     ],
     extras_require={
         "jieba": ["jieba>=0.42.1"],
+        "onnx": ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.7"],
         "ray": ["ray>=2.50"],
         "test": ["pytest>=8", "hypothesis>=6.100", "pytest-xdist>=3.6", "ruff", "mypy", "jieba>=0.42.1"],
     },

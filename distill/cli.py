@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from distill.cli_compare import add_compare_command
+from distill.cli_export import add_export_command
 from distill.cli_fields import (
     RECIPE_COMMAND,
     AllowChanges,
@@ -203,6 +204,7 @@ def run_loaded_recipe(
 add_compare_command(app)
 add_model_commands(app)
 add_report_commands(app)
+add_export_command(app)
 
 
 @app.command("inspect")

@@ -25,6 +25,7 @@ TOP = {
     "changes",
     "cli",
     "cli_compare",
+    "cli_export",
     "cli_fields",
     "cli_models",
     "cli_report",

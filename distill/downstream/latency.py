@@ -8,9 +8,10 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -80,12 +81,8 @@ def measure_latency(models: Mapping[str, Path], shapes: Sequence[Shape], *, seco
         check_lengths(name, encoder.config.max_position_embeddings, [shape.length for shape in shapes])
     timings = []
     for shape in shapes:
-        with _threads(shape.threads):
-            for name, times in _take_turns(encoders, shape, device, seconds).items():
-                p50, p95 = 1000 * median(times), 1000 * float(np.percentile(times, 95))
-                rate = 1000 * shape.batch_size * shape.length / p50
-                timings.append(Timing(name, **asdict(shape), p50_ms=round(p50, 4), p95_ms=round(p95, 4),
-                                      tokens_per_second=round(rate, 1), num_forwards=len(times)))  # fmt: skip
+        with using_threads(shape.threads):
+            timings += time_shape(_forwards(encoders, shape, device), shape, seconds=seconds)
     return timings
 
 
@@ -95,36 +92,47 @@ def check_lengths(name: str, positions: int, lengths: Sequence[int]) -> None:
         raise InputError(f"{name}: length {max(lengths)} cannot be timed, the model has {positions} positions")
 
 
-@torch.inference_mode()
-def _take_turns(
-    encoders: Mapping[str, BertModel], shape: Shape, device: torch.device, seconds: float
-) -> dict[str, list[float]]:
-    """Seconds of each forward of each model."""
+def _forwards(encoders: Mapping[str, BertModel], shape: Shape, device: torch.device) -> dict[str, Callable[[], object]]:
+    """A forward of each encoder on random tokens."""
     generator = torch.Generator().manual_seed(0)
-    inputs = {
-        name: torch.randint(encoder.config.vocab_size, (shape.batch_size, shape.length), generator=generator).to(device)
+
+    def forward(encoder: BertModel, input_ids: torch.Tensor) -> None:
+        with torch.inference_mode():
+            encoder(input_ids)
+        if input_ids.is_cuda:
+            torch.cuda.synchronize()
+
+    size = (shape.batch_size, shape.length)
+    return {
+        name: partial(forward, encoder, torch.randint(encoder.config.vocab_size, size, generator=generator).to(device))
         for name, encoder in encoders.items()
     }
-    times: dict[str, list[float]] = {name: [] for name in encoders}
-    for name, encoder in encoders.items():
+
+
+def time_shape(forwards: Mapping[str, Callable[[], object]], shape: Shape, *, seconds: float) -> list[Timing]:
+    """Times the forwards of several models in one shape, which take turns; see measure_latency."""
+    times: dict[str, list[float]] = {name: [] for name in forwards}
+    for forward in forwards.values():
         for _ in range(WARM_UP):
-            _time_forward(encoder, inputs[name])
+            forward()
     while any(len(found) < MIN_ROUNDS or sum(found) < seconds for found in times.values()):
-        for name, encoder in encoders.items():
-            times[name].append(_time_forward(encoder, inputs[name]))
-    return times
+        for name, forward in forwards.items():
+            start = time.perf_counter()
+            forward()
+            times[name].append(time.perf_counter() - start)
+    return [_timing(name, found, shape) for name, found in times.items()]
 
 
-def _time_forward(encoder: BertModel, input_ids: torch.Tensor) -> float:
-    start = time.perf_counter()
-    encoder(input_ids)
-    if input_ids.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def _timing(name: str, times: Sequence[float], shape: Shape) -> Timing:
+    p50, p95 = 1000 * median(times), 1000 * float(np.percentile(times, 95))
+    rate = 1000 * shape.batch_size * shape.length / p50
+    return Timing(name, **asdict(shape), p50_ms=round(p50, 4), p95_ms=round(p95, 4),
+                  tokens_per_second=round(rate, 1), num_forwards=len(times))  # fmt: skip
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def using_threads(number: int) -> Iterator[None]:
+    """Gives torch a number of threads for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
