@@ -19,6 +19,7 @@ from distill.modeling.models import (
     load_tokenizer,
     used_rows,
 )  # fmt: skip
+from distill.modeling.narrow import check_narrowing
 from distill.modeling.weight_files import check_shapes, has_head
 from distill.recipe import Recipe, Stage, Student
 from distill.training.matches import Match, resolve_matches
@@ -172,7 +173,9 @@ def _check_student(
     """Everything about one student but its matches."""
     check_kd_loss(student.kd_loss, where=where)
     check_scheduler(student.scheduler, where=where)
-    if teacher and student.init_layers:
+    if teacher and student.init_width:
+        check_narrowing(student.init_layers, teacher.config, config, where=where)
+    elif teacher and student.init_layers:
         check_layers(student.init_layers, teacher.config, config, where=where)
     if teacher and not (student.kd_weight or student.mlm_weight or student.matches):
         raise InputError(f"{where}: kd_weight and mlm_weight are 0 and there are no matches, so nothing is learned")

@@ -146,6 +146,11 @@ class Student(Section):
     init_layers: list[Annotated[int, Field(ge=0), BeforeValidator(whole)]] | None = Field(
         None, description="teacher layers to copy, with embeddings and prediction head"
     )
+    init_width: Literal["importance", "pca"] | None = Field(
+        None,
+        description="start from a wider teacher, cut to the student's widths: the units that matter most, or (pca) the "
+        "directions; layers as init_layers says, else spread evenly",
+    )
     method: str | None = Field(
         None, description="name or JSON path of a distillation method: student fields that stand just below the ones "
         "written beside it; see docs/methods.md"
@@ -184,6 +189,8 @@ class Student(Section):
             raise ValueError("give 'config' (a BertConfig JSON) or 'init' (a model to start from)")
         if self.init is not None and self.init_layers is not None:
             raise ValueError("'init' and 'init_layers' both set the starting weights; give one")
+        if self.init is not None and self.init_width is not None:
+            raise ValueError("'init' and 'init_width' both set the starting weights; give one")
         return self
 
     @model_validator(mode="after")
@@ -252,9 +259,10 @@ class Stage(Section):
         for name, student in self.students.items():
             if name == TEACHER and self.teacher is not None:
                 raise ValueError(f"student '{name}': the log calls the stage's own teacher so; take another name")
-            if self.teacher is None and (student.matches or student.init_layers):
-                what = "matches" if student.matches else "init_layers"
-                raise ValueError(f"student '{name}' has '{what}', but the stage has no 'teacher'")
+            if self.teacher is None:
+                for field in ("matches", "init_layers", "init_width"):
+                    if getattr(student, field):
+                        raise ValueError(f"student '{name}' has '{field}', but the stage has no 'teacher'")
         return self
 
     @model_validator(mode="after")

@@ -201,6 +201,12 @@ def test_a_wrong_set_says_what_there_is(setting, message):
         (make(student={"kd_weight": -0.5}), "kd_weight: .*greater than or equal to 0, found -0.5"),
         (make(student={"temperature": 0}), "temperature: .*greater than 0"),
         (make(student={"kd_scale": "square"}), "kd_scale: .*'none' or 'tau_squared', found \"square\""),
+        (make(student={"init": "m", "init_width": "pca"}), "'init' and 'init_width' both set the starting weights"),
+        (make(student={"init_width": "svd"}), "init_width: .*'importance' or 'pca', found \"svd\""),
+        (
+            make(student={"init_width": "pca"}, stage={"teacher": None}),
+            "student 's' has 'init_width', but the stage has no 'teacher'",
+        ),
         (make(student={"optimizer": "sgd"}), "stage 'a', student 's', optimizer: .*'adamw' or 'muon', found \"sgd\""),
         (
             make(student={"scheduler": "warmup_stable_decay", "warmup_ratio": 0.7, "decay_ratio": 0.4}),

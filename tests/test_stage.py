@@ -34,7 +34,7 @@ HIDDEN = {"config": "student.json", "matches": ["uniform"]}
 ATTENTION = {"config": "student.json", "matches": ["uniform:attention_mse", "uniform:mmd"], "kd_weight": 0.5}
 RELATION = {"config": "student.json", "matches": ["last:relation_8"], "kd_weight": 0.0, "mlm_weight": 0.1}
 MUON = {**HIDDEN, "optimizer": "muon", "mlm_weight": 0.5}
-EMA = {**HIDDEN, "ema": 0.9}
+EMA = {**HIDDEN, "ema": 0.9, "init_width": "importance"}
 LABELS = {"config": "student.json", "mlm_weight": 1.0, "learning_rate": 1e-3, "temperature": 2.0}
 
 

@@ -2,8 +2,8 @@
 
 Muon's momentum is orthogonalised before it is applied: every direction of the update gets the same length
 (K. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/). torch.optim.Muon is the same update, which
-tests/test_muon.py holds, but orthogonalises in bfloat16 always, for which most CPUs have no units: on those it is
-hundreds of times slower than in float32.
+tests/test_muon.py holds, but orthogonalises in bfloat16 always, for which most CPUs have no units: on one of those an
+update of a 6 x 256 encoder took 36 s, in float32 0.96 s.
 """
 
 import math

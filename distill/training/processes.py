@@ -106,6 +106,13 @@ def share_from_first(number: int, processes: Processes) -> int:
     return int(sum_over_processes(torch.tensor([mine], dtype=torch.float64), processes).item())
 
 
+def copy_from_first(parameters: Iterable[nn.Parameter], processes: Processes) -> None:
+    """Gives parameters on the CPU the first process's values, in all processes."""
+    if processes.world_size > 1:
+        for parameter in parameters:
+            dist.broadcast(parameter.data, src=0)
+
+
 def sum_gradients(parameters: Iterable[nn.Parameter], processes: Processes) -> None:
     """Adds up the gradients of all processes in one flat all-reduce.
 

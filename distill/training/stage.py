@@ -17,8 +17,7 @@ from distill.corpus.masking import MaskVocabulary
 from distill.corpus.order import locate_samples, sample_key
 from distill.corpus.packing import PackedRows
 from distill.corpus.schedule import scheduled_probability
-from distill.modeling.initialise import copy_layers
-from distill.modeling.models import build_model, load_config, load_masked_lm, load_tokenizer, save_model
+from distill.modeling.models import load_config, load_masked_lm, load_tokenizer, save_model
 from distill.modeling.weight_files import has_head
 from distill.recipe import MaskSchedule, Stage, Student
 from distill.training.accounting import Throughput, measure_peak, pass_flops
@@ -35,15 +34,14 @@ from distill.training.compiling import should_compile
 from distill.training.fill_cache import cache_teacher
 from distill.training.loading import load_ahead
 from distill.training.loop import StageStopped, StepReport, Teacher, TeacherPass, run_steps
-from distill.training.matches import resolve_matches
 from distill.training.metrics import StatusFile
 from distill.training.micro_batch import settle_micro_batch
-from distill.training.precision import autocast_for, choose_dtype
+from distill.training.precision import choose_dtype
 from distill.training.processes import Processes, share_from_first, wait_for_all
 from distill.training.sharding import check_equal_forwards, shard_layers
 from distill.training.signals import StopRequest
-from distill.training.sparse_logits import SPARSE_KD_LOSS
-from distill.training.student import StudentRun, derive_seed, student_seed
+from distill.training.starting import start_student
+from distill.training.student import StudentRun
 from distill.training.teacher_cache import CachedSteps, CachedTeacher, RehearsedTeacher
 
 logger = logging.getLogger(__name__)
@@ -101,13 +99,19 @@ def train_stage(
     steps = stage.num_steps(len(rows))
     vocabulary = MaskVocabulary.from_tokenizer(load_tokenizer(paths.tokenizer))
     teacher_model = _load_teacher(stage, students, paths)
+    batches = functools.partial(_make_batches, stage, rows, vocabulary, steps)
+    alone = Processes(0, 1, processes.device)
+    checkpoint = _choose_checkpoint(paths.checkpoints, processes, status)
     runs = [
-        _start_student(name, stage, paths, teacher_model, steps, processes.device, dtype, compiled=compiled)
+        start_student(
+            name, stage, teacher_model, init=paths.inits.get(name), steps=steps, processes=processes, dtype=dtype,
+            compiled=compiled, measured_on=None if checkpoint else batches(alone),
+        )
         for name in students
-    ]
+    ]  # fmt: skip
     teacher = _start_teacher(teacher_model, runs, stage, processes, dtype, status, compiled=compiled)
     del teacher_model  # `teacher` holds it, until a cache takes its place
-    first_step, tokens = _resume(runs, paths.checkpoints, processes, status)
+    first_step, tokens = _resume(runs, checkpoint)
     arithmetic = str(dtype).removeprefix("torch.")
     if any(run.is_compiled for run in runs) or (teacher and teacher.is_compiled):
         arithmetic += ", compiled (the first step takes a while)"
@@ -121,15 +125,14 @@ def train_stage(
             step=heaviest_step(stage, steps), goes_on=first_step > 0, processes=processes, tell=status.note,
         )  # fmt: skip
         stage = stage.model_copy(update={"micro_batch_size": rows_per_forward})
+        batches = functools.partial(_make_batches, stage, rows, vocabulary, steps)
     dev = _dev_batches(stage, paths, vocabulary, processes)
-    batches = functools.partial(_make_batches, stage, rows, vocabulary, steps)
     keeper = Bookkeeper(
         stage, paths.stage, steps=steps, first_step=first_step, runs=runs, dev=dev, processes=processes, status=status,
         stop=stop, whole_step=lambda step: _whole_step(batches, stage, rows, step),
         throughput=Throughput(flops_per_token=_pass_flops(stage, runs, teacher), peak=measure_peak(dtype, processes)),
     )  # fmt: skip
     last = StepReport(first_step, tokens, None)
-    alone = Processes(0, 1, processes.device)
     try:
         if teacher and paths.teacher and has_head(paths.teacher):
             # All processes must run a teacher that they share equally often: each measures it on all of dev.
@@ -192,33 +195,6 @@ def _start_teacher(
     return TeacherPass(model, needs, contextlib.nullcontext, compiled=compiled and not is_sharded)
 
 
-def _start_student(
-    name: str, stage: Stage, paths: StagePaths, teacher: BertForMaskedLM | None, steps: int, device: torch.device,
-    dtype: torch.dtype, *, compiled: bool,
-) -> StudentRun:  # fmt: skip
-    """A student at step 0; a function of the recipe alone."""
-    settings = stage.students[name]
-    if stage.teacher_cache:
-        settings = settings.model_copy(update={"kd_loss": SPARSE_KD_LOSS})
-    config = load_config(settings.config or paths.inits[name])
-    where = f"stage '{stage.name}', student '{name}'"
-    matches = resolve_matches(settings.matches, teacher.config, config, where=where) if teacher else []
-    attention = "eager" if any(match["feature"] == "attention" for match in matches) else "sdpa"
-    if settings.dropout is not None:
-        config.hidden_dropout_prob = config.attention_probs_dropout_prob = settings.dropout
-    seed = derive_seed(*student_seed(settings, stage.seed, stage.name, name), "weights")
-    model = build_model(config, seed=seed, attention=attention)
-    if settings.init:
-        model.load_state_dict(load_masked_lm(paths.inits[name]).state_dict())
-    elif settings.init_layers and teacher is not None:
-        copy_layers(teacher, model, settings.init_layers)
-    return StudentRun(
-        name, model, settings, matches=matches, distilled=teacher is not None, steps=steps,
-        seed_parts=(stage.seed, stage.name), device=device, dtype=dtype, autocast=autocast_for(dtype, device),
-        compiled=compiled,
-    )  # fmt: skip
-
-
 def _pass_flops(stage: Stage, runs: list[StudentRun], teacher: TeacherPass | None) -> float:
     """Model FLOPs a token of the whole pass."""
     return pass_flops(
@@ -228,11 +204,8 @@ def _pass_flops(stage: Stage, runs: list[StudentRun], teacher: TeacherPass | Non
     )  # fmt: skip
 
 
-def _resume(runs: list[StudentRun], checkpoints: Path, processes: Processes, status: StatusFile) -> tuple[int, int]:
-    """Loads the newest sound checkpoint into the students. Returns the steps done and the tokens seen.
-
-    The first process chooses, for all.
-    """
+def _choose_checkpoint(checkpoints: Path, processes: Processes, status: StatusFile) -> Path | None:
+    """The newest sound checkpoint. The first process chooses, for all."""
     chosen = -1
     if processes.is_first:
         clear_leftovers(checkpoints)
@@ -241,13 +214,17 @@ def _resume(runs: list[StudentRun], checkpoints: Path, processes: Processes, sta
         newest = newest_checkpoint(checkpoints)
         chosen = checkpoint_step(newest) if newest else -1
     step = share_from_first(chosen, processes)
-    if step < 0:
+    return checkpoint_path(checkpoints, step) if step >= 0 else None
+
+
+def _resume(runs: list[StudentRun], checkpoint: Path | None) -> tuple[int, int]:
+    """Loads a checkpoint into the students. Returns the steps done and the tokens seen."""
+    if checkpoint is None:
         return 0, 0
-    path = checkpoint_path(checkpoints, step)
-    tensors, state = load_checkpoint(path)
+    tensors, state = load_checkpoint(checkpoint)
     for run in runs:
         run.load(tensors, state["students"][run.name])
-    logger.info("continuing from %s", path)
+    logger.info("continuing from %s", checkpoint)
     return state["step"], state["tokens"]
 
 
@@ -326,4 +303,4 @@ def _finish(run: StudentRun, settings: Student, paths: StagePaths, card: str) ->
 
 def needs_teacher_head(students: Iterable[Student]) -> bool:
     """Whether some student uses the teacher's prediction head: its logits, or its weights as a start."""
-    return any(student.kd_weight > 0 or student.init_layers for student in students)
+    return any(student.kd_weight > 0 or student.init_layers or student.init_width for student in students)

@@ -1,0 +1,88 @@
+"""A student before its first step: its shape, its starting weights, and what trains it."""
+
+from pathlib import Path
+
+import torch
+from transformers import BertForMaskedLM
+
+from distill.corpus.batches import MicroBatch, StepBatches
+from distill.modeling.initialise import copy_layers
+from distill.modeling.models import build_model, load_config, load_masked_lm
+from distill.modeling.narrow import narrow_teacher
+from distill.recipe import Stage, Student
+from distill.training.matches import resolve_matches
+from distill.training.objective import Needs, encode
+from distill.training.precision import autocast_for
+from distill.training.processes import Processes, copy_from_first
+from distill.training.sparse_logits import SPARSE_KD_LOSS
+from distill.training.student import StudentRun, derive_seed, student_seed
+
+MEASURED_TOKENS, FORWARD_TOKENS = 8192, 2048
+"""Tokens that a teacher is measured on before its width is cut, in all and at a time, however training is cut into
+micro-batches: a start does not depend on that."""
+
+
+def start_student(
+    name: str,
+    stage: Stage,
+    teacher: BertForMaskedLM | None,
+    *,
+    init: Path | None,
+    steps: int,
+    processes: Processes,
+    dtype: torch.dtype,
+    compiled: bool,
+    measured_on: StepBatches | None,
+) -> StudentRun:
+    """A student at step 0; a function of the recipe alone.
+
+    Args:
+        teacher: in float32 on the CPU.
+        init: the folder of the student's `init`.
+        measured_on: the stage's samples, for starts that need some; None where weights of a checkpoint follow.
+    """
+    settings = stage.students[name]
+    if stage.teacher_cache:
+        settings = settings.model_copy(update={"kd_loss": SPARSE_KD_LOSS})
+    source = settings.config or init
+    assert source is not None, "checked by the recipe"
+    config = load_config(source)
+    where = f"stage '{stage.name}', student '{name}'"
+    matches = resolve_matches(settings.matches, teacher.config, config, where=where) if teacher else []
+    attention = "eager" if any(match["feature"] == "attention" for match in matches) else "sdpa"
+    if settings.dropout is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = settings.dropout
+    seed = derive_seed(*student_seed(settings, stage.seed, stage.name, name), "weights")
+    model = build_model(config, seed=seed, attention=attention)
+    if init:
+        model.load_state_dict(load_masked_lm(init).state_dict())
+    elif settings.init_width and teacher is not None:
+        if measured_on is not None:
+            _start_narrow(teacher, model, settings, _first_samples(measured_on, stage.max_seq_length), processes)
+    elif settings.init_layers and teacher is not None:
+        copy_layers(teacher, model, settings.init_layers)
+    return StudentRun(
+        name, model, settings, matches=matches, distilled=teacher is not None, steps=steps,
+        seed_parts=(stage.seed, stage.name), device=processes.device, dtype=dtype,
+        autocast=autocast_for(dtype, processes.device), compiled=compiled,
+    )  # fmt: skip
+
+
+def _first_samples(batches: StepBatches, length: int) -> list[MicroBatch]:
+    """The stage's first samples, as many as make MEASURED_TOKENS."""
+    rows, at_once = (max(1, tokens // length) for tokens in (MEASURED_TOKENS, FORWARD_TOKENS))
+    return [batches.load(range(start, min(start + at_once, rows))) for start in range(0, rows, at_once)]
+
+
+def _start_narrow(
+    teacher: BertForMaskedLM, model: BertForMaskedLM, settings: Student, samples: list[MicroBatch],
+    processes: Processes,
+) -> None:  # fmt: skip
+    """The first process measures and cuts, in float32 on its CPU; the others take its weights."""
+    assert settings.init_width is not None
+    if processes.is_first:
+        narrow_teacher(
+            teacher, model, samples, lambda batch: encode(teacher, batch, Needs()),
+            method=settings.init_width, layers=settings.init_layers,
+        )  # fmt: skip
+    copy_from_first(model.parameters(), processes)
