@@ -1,8 +1,28 @@
 """Package metadata. Versions are ranges here; requirements.txt pins what was tested."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+SHIPPED = ("distill_configs/**/*.json", "jsons/**/*.json", "requirements.txt")
+"""Files of the top level that commands look up; distill/shipped.py finds them in the wheel."""
+
+
+class BuildWithShippedFiles(build_py):
+    """Puts them into the package; an editable install finds them where they are."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        root, target = Path(__file__).resolve().parent, Path(self.build_lib, "distill", "shipped_files")
+        for file in (file for pattern in SHIPPED for file in root.glob(pattern)):
+            place = target / file.relative_to(root)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+
 
 setup(
     name="minidistill",
@@ -12,6 +32,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    cmdclass={"build_py": BuildWithShippedFiles},
     packages=find_packages(include=["distill", "distill.*"]),
     package_data={
         "distill.sample": ["text/*.txt", "text/*.json"],

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from distill.cli_compare import add_compare_command
+from distill.cli_doctor import add_doctor_command
 from distill.cli_export import add_export_command
 from distill.cli_fields import (
     RECIPE_COMMAND,
@@ -205,6 +206,7 @@ add_compare_command(app)
 add_model_commands(app)
 add_report_commands(app)
 add_export_command(app)
+add_doctor_command(app)
 
 
 @app.command("inspect")

@@ -16,6 +16,7 @@ from distill.json_file import nearest, parse_json, read_json, short
 from distill.recipe import Data, Recipe, Stage, Student, TeacherCache
 from distill.recipe_tasks import Distil, FineTune, GridValues, Speed
 from distill.recipe_types import Section
+from distill.shipped import or_shipped
 
 STAGE_FIELDS = set(Stage.model_fields) - {"name", "students"}
 STUDENT_FIELDS = set(Student.model_fields)
@@ -26,20 +27,20 @@ _SECTIONS: dict[str, type[Section]] = {
     "data": Data, "teacher_cache": TeacherCache, "finetune": FineTune, "grid": GridValues, "speed": Speed,
     "distil": Distil,
 }  # fmt: skip
-METHOD_FOLDERS = (Path("distill_configs/methods"), Path(__file__).resolve().parents[1] / "distill_configs" / "methods")
+METHODS = "distill_configs/methods"
 
 
 def load_recipe(path: str | Path, overrides: Mapping[str, Any] = {}, settings: Sequence[str] = ()) -> Recipe:
     """Reads a recipe file, merges defaults and command line into every stage and student, and checks all values.
 
     Args:
-        path: JSON file.
+        path: JSON file; jsons/recipes/NAME.json is found from anywhere.
         overrides: field -> value, for every stage (or every student, if it is a student's field).
         settings: "stages.NAME.students.NAME.field=value", one place each.
     Raises:
         InputError: naming file, place and the nearest known key.
     """
-    path = Path(path)
+    path = or_shipped(path)
     return resolve_recipe(read_json(path), where=str(path), overrides=overrides, settings=settings)
 
 
@@ -125,7 +126,7 @@ def _read_method(name: str, where: str) -> dict[str, Any]:
     """The student fields of a shipped method, or of the JSON file that a path names."""
     path = Path(name)
     if path.suffix != ".json":
-        folder = next((folder for folder in METHOD_FOLDERS if folder.is_dir()), METHOD_FOLDERS[-1])
+        folder = or_shipped(METHODS)
         path = folder / f"{name}.json"
         known = [file.stem for file in folder.glob("*.json")]
         if name not in known:

@@ -13,8 +13,8 @@ from fixtures_cli import ROOT, SENTENCES, VOCAB, complaint, nothing_written, run
 pytest_plugins = ["fixtures_cli"]
 
 COMMANDS = [[], ["ref"], ["pack"], ["train"], ["models"], ["sample"], ["segmenter"], ["segmenter", "train"]]
-EXPLAINED = [["ref"], ["pack"], ["train"], ["compare"], ["convert"], ["features"], ["segmenter", "train"]]
-COMMANDS += [["compare"], ["convert"], ["fill-mask"], ["features"]]
+EXPLAINED = [["ref"], ["pack"], ["train"], ["compare"], ["convert"], ["features"], ["segmenter", "train"], ["export"]]
+COMMANDS += [["compare"], ["convert"], ["fill-mask"], ["features"], ["export"], ["doctor"]]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command) or "distill")

@@ -15,6 +15,7 @@ from transformers.activations import ACT2FN
 from distill.errors import InputError
 from distill.json_file import nearest, read_object, short
 from distill.modeling.architectures import NAMES, named_config
+from distill.shipped import or_shipped
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def load_config(path: str | Path) -> BertConfig:
     Raises:
         InputError: not readable, not BERT's, numbers that make no BERT model, or code of its own.
     """
-    path = Path(path)
+    path = or_shipped(path)
     if str(path) in NAMES and not path.exists():
         return named_config(str(path))
     if path.is_dir():
