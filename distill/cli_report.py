@@ -1,16 +1,20 @@
 """The commands that look at runs: `distill report`, `distill watch`; heavy imports inside."""
 
+import json
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+LOOK_SECONDS = 1.0
 Run = Annotated[Path, typer.Argument(help="folder of a run: the output_dir of its recipe")]
 
 
 def add_report_commands(app: typer.Typer) -> None:
     """Adds the commands to the main one."""
     app.command()(report)
+    app.command()(watch)
 
 
 def report(run: Run) -> None:
@@ -25,3 +29,30 @@ def report(run: Run) -> None:
     for problem in problems:
         typer.echo(f"warning: {problem}", err=True)
     typer.echo(f"report: {page}")
+
+
+def watch(
+    run: Run,
+    once: Annotated[bool, typer.Option("--once", help="print the state once as JSON, for scripts, and leave")] = False,
+) -> None:
+    """Watch a run in the terminal: stages, steps, time left, losses, dev measurements, tokens/s, messages.
+
+    It reads the run's files alone, so that it can be started and ended at any time, on any machine that sees the
+    folder. It ends with the run, and with Ctrl-C. --once prints {"state", "stages", "tasks"}, where state is preparing,
+    waiting, running, silent (no word for two minutes), stopped, failed or finished.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    from distill.release.watching import Watch, draw
+
+    watched = Watch(run)
+    view = watched.look()
+    if once:
+        typer.echo(json.dumps(view, ensure_ascii=False, indent=1))
+        return
+    with Live(draw(view, run), console=Console(), auto_refresh=False) as live:
+        while view["state"] not in ("finished", "failed", "stopped"):
+            time.sleep(LOOK_SECONDS)
+            view = watched.look()
+            live.update(draw(view, run), refresh=True)

@@ -26,6 +26,7 @@ from distill.training.matches import Match, resolve_matches
 from distill.training.objective import check_kd_loss
 from distill.training.optimizer import check_scheduler
 from distill.training.stage import needs_teacher_head
+from distill.training.trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def _check_order(recipe: Recipe) -> None:
 def _plan_stage(stage: Stage, made: dict[str, PlannedModel], models: Path) -> StagePlan:
     where = f"stage '{stage.name}'"
     check_data(stage.data, where=where)
+    check_trackers(stage.report_to, where=f"{where}, report_to")
     head_for = "a student learns from its logits or copies it; set kd_weight to 0, or"
     teacher = None
     if stage.teacher:

@@ -18,7 +18,7 @@ Packing = Literal["chunks", "documents", "full_sentences", "doc_sentences", "lin
 # Two runs that differ only in these train the same models.
 OPERATIONAL_FIELDS = {
     "micro_batch_size", "compile", "shard_teacher", "save_every", "eval_every", "log_every", "keep_checkpoints",
-    "skip_bad_steps",
+    "skip_bad_steps", "report_to",
 }  # fmt: skip
 
 
@@ -241,6 +241,16 @@ class Stage(Section):
     skip_bad_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="updates a student may leave out because its loss or gradient is no number, before the run ends"
     )
+
+    report_to: list[str] = Field(
+        [],
+        description="trackers of Accelerate besides TensorBoard: wandb, swanlab, mlflow, ...; a list, or with commas",
+    )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
     @field_validator("compile", mode="before")
     @classmethod

@@ -63,7 +63,7 @@ def page(inspection: Inspection) -> str:
 
 def legend_html() -> str:
     """What the colours and signs of `row_html` mean."""
-    names = "".join(
+    names = " ".join(
         f'<span class="{name}" style="margin-right:1rem">{name}{extra}</span>'
         for name, extra in (("masked", ""), ("replaced", "<ins>by</ins>"), ("kept", ""), ("unknown", ""))
     )

@@ -40,10 +40,11 @@ def _draw(curves: Mapping[str, Mapping[str, Series]]) -> bytes:
     figure.subplots_adjust(left=0.08, right=0.98, bottom=0.08, top=0.94, hspace=0.36, wspace=0.22)
     for axes, (split, value, title) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
         lowest, highest = float("inf"), 0.0
-        for number, (student, series) in enumerate(curves[split].items()):
+        for student, series in curves[split].items():
             points = thin_out(series.get(value, []))
             if not points:
                 continue
+            number = list(curves["train"]).index(student) if student in curves["train"] else len(curves["train"])
             lowest, highest = min(lowest, *(y for _, y in points)), max(highest, *(y for _, y in points))
             if student == TEACHER and len(points) == 1:
                 axes.axhline(points[0][1], color="gray", linestyle="--", label=TEACHER)

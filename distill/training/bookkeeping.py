@@ -17,6 +17,7 @@ from distill.training.processes import Processes, share_from_first
 from distill.training.signals import StopRequest
 from distill.training.step_log import SpikeWatch
 from distill.training.student import StudentRun
+from distill.training.trackers import open_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,10 @@ class Bookkeeper:
         self.processes, self.status, self.stop, self.whole_step = processes, status, stop, whole_step
         self.save_every, self.eval_every = stage.save_every or -(-steps // 10), stage.eval_every or -(-steps // 10)
         names = [run.name for run in runs] + ([TEACHER] if first_step == 0 else [])
-        self.log = MetricsLog(folder, students=names, step=first_step) if processes.is_first else None
+        self.log = None
+        if processes.is_first:
+            trackers = open_trackers(stage, folder, self._warn)
+            self.log = MetricsLog(folder, students=names, step=first_step, trackers=trackers)
         self.spikes = {run.name: SpikeWatch() for run in runs}
         self.saved_step = first_step or -1
         self.shown: dict[str, float] = {}

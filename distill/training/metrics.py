@@ -5,9 +5,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from distill.durable import remove_file, write_all, write_whole
 
@@ -17,6 +17,14 @@ STATUS_SECONDS = 0.5
 """Least time between two writes of the status file, in seconds."""
 
 
+class Board(Protocol):
+    """Something that shows values over steps."""
+
+    def add(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class MetricsLog:
     """Appends records to metrics.jsonl and TensorBoard. Only the first process has one.
 
@@ -24,8 +32,12 @@ class MetricsLog:
     not end a run: records wait in memory until they can be written.
     """
 
-    def __init__(self, folder: Path, *, students: list[str], step: int) -> None:
-        """Opens the log and cuts these students' records back to `step`, from where the run goes on."""
+    def __init__(self, folder: Path, *, students: list[str], step: int, trackers: Sequence[Board] = ()) -> None:
+        """Opens the log and cuts these students' records back to `step`, from where the run goes on.
+
+        Args:
+            trackers: get every value that TensorBoard gets.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         kept = [
@@ -37,7 +49,7 @@ class MetricsLog:
         self._size = os.fstat(self._descriptor).st_size
         self._waiting = b""
         self._is_warned = False
-        self._board = _Board(folder / "tensorboard", step + 1)
+        self._boards: list[Board] = [_TensorBoard(folder / "tensorboard", step + 1), *trackers]
 
     def write(
         self, *, step: int, samples: int, tokens: int, split: str, student: str, values: Mapping[str, float]
@@ -48,7 +60,8 @@ class MetricsLog:
         self._append_waiting()
         if split == "dev":
             self._dev.add((step, student))
-        self._board.add({f"{student}/{split}/{name}": value for name, value in values.items()}, step)
+        for board in self._boards:
+            board.add({f"{student}/{split}/{name}": value for name, value in values.items()}, step)
 
     def has_dev(self, step: int, student: str) -> bool:
         """Whether the model was measured on dev after this step."""
@@ -63,7 +76,8 @@ class MetricsLog:
     def close(self) -> None:
         self._append_waiting()
         os.close(self._descriptor)
-        self._board.close()
+        for board in self._boards:
+            board.close()
 
     def _append_waiting(self) -> None:
         try:
@@ -78,7 +92,7 @@ class MetricsLog:
         self._waiting, self._is_warned = b"", False
 
 
-class _Board:
+class _TensorBoard:
     """TensorBoard's files, given up with a warning when they cannot be written: metrics.jsonl has all of it."""
 
     def __init__(self, folder: Path, purge_step: int) -> None:

@@ -1,0 +1,204 @@
+"""A run seen from outside: its state from metrics.jsonl and status.json alone, as a terminal view or as JSON.
+
+Nothing here talks to the run's processes, so that it works for any run on a file system that can be read.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from distill.errors import InputError
+from distill.recipe import TEACHER
+from distill.recipe_file import load_recipe
+from distill.training.metrics import read_status
+
+SILENT_SECONDS = 120
+"""A run that calls itself running and has not said so for so long is doubted."""
+LAST_MESSAGES = 6
+RUNNING, WAITING, FINISHED = "running", "waiting", "finished"
+_COLOURS = {FINISHED: "green", RUNNING: "cyan", "failed": "red", "stopped": "yellow", "silent": "yellow"}
+_SHOWN = {"loss": ".4g", "mlm_loss": ".4g", "accuracy": ".2%", "grad_norm": ".3g", "learning_rate": ".3g"}
+
+
+class MetricsTail:
+    """The newest records of a growing metrics.jsonl, of which only what is new is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0
+        self.newest: dict[tuple[str, str], dict[str, Any]] = {}
+        """(split, student) -> record."""
+
+    def read(self) -> None:
+        """Takes in what was added; a file that was cut back, as a run does that goes on, is read from its start."""
+        if not self.path.is_file():
+            return
+        with self.path.open("rb") as file:
+            if self.path.stat().st_size < self._offset:
+                self._offset, self.newest = 0, {}
+            file.seek(self._offset)
+            added = file.read()
+        whole = added[: added.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            try:
+                record = json.loads(line)
+                self.newest[record["split"], record["student"]] = record
+            except (ValueError, KeyError, TypeError):
+                continue
+
+
+@dataclass
+class Watch:
+    """A run's folder under observation."""
+
+    path: Path
+    _tails: dict[str, MetricsTail] = field(default_factory=dict)
+    _recipe: Any = None
+
+    def look(self) -> dict[str, Any]:
+        """The state now.
+
+        Returns: {"state", "stages": [see `_look_at`], "tasks": None or {"runs": finished fine-tuning runs, "state"}};
+            state is "preparing", "waiting", "running", "silent", "stopped", "failed" or "finished".
+        Raises:
+            InputError: no folder of a run.
+        """
+        if not (self.path / "recipe.json").is_file():
+            if (self.path / "data").is_dir():
+                return {"state": "preparing", "stages": [], "tasks": None}
+            raise InputError(f"{self.path}: no folder of a run (it has neither recipe.json nor data); name the "
+                             f"output_dir of a recipe that `distill train` has begun")  # fmt: skip
+        self._recipe = self._recipe or load_recipe(self.path / "recipe.json")
+        stages = [self._look_at(stage) for stage in self._recipe.stages]
+        tasks = self._look_at_tasks() if self._recipe.finetune else None
+        states = [stage["state"] for stage in stages] + ([tasks["state"]] if tasks else [])
+        state = next((state for state in states if state != FINISHED), FINISHED)
+        if state == WAITING and states[0] != WAITING:
+            state = RUNNING  # between two stages
+        return {"state": state, "stages": stages, "tasks": tasks}
+
+    def _look_at(self, stage: Any) -> dict[str, Any]:
+        """{"name", "state", "step", "steps", "eta_s", "tokens_per_second", "mfu", "data_wait", "students": {name: last
+        loss, mlm_loss and accuracy on dev, grad_norm, learning_rate}, "message", "messages"}; None = not known."""
+        folder = self.path / "stages" / stage.name
+        tail = self._tails.setdefault(stage.name, MetricsTail(folder / "metrics.jsonl"))
+        tail.read()
+        status = read_status(folder / "status.json")
+        train = next((tail.newest["train", name] for name in stage.students if ("train", name) in tail.newest), {})
+        step, steps = status.get("step") or train.get("step"), status.get("steps") or stage.steps
+        if all((self.path / "models" / name / "config.json").is_file() for name in stage.students):
+            state = FINISHED
+        else:
+            state = _living_state(status, folder / "status.json")
+        students = {}
+        for name in [*([TEACHER] if stage.teacher else []), *stage.students]:
+            values = {**tail.newest.get(("dev", name), {}), **tail.newest.get(("train", name), {})}
+            students[name] = {key: _finite(values.get(key)) for key in _SHOWN}
+        return {
+            "name": stage.name, "state": state, "step": step, "steps": steps,
+            "eta_s": _time_left(step, steps, train) if state == RUNNING else None,
+            **{key: _finite(train.get(key)) for key in ("tokens_per_second", "mfu", "data_wait")},
+            "students": students, "message": status.get("message", ""), "messages": status.get("messages", []),
+        }  # fmt: skip
+
+    def _look_at_tasks(self) -> dict[str, Any]:
+        """Fine-tuning is finished when its tables are newer than every model."""
+        runs = len(list((self.path / "finetune").glob("*/*/*/metrics.json")))
+        tables = self.path / "report" / "tables.json"
+        models = [path.stat().st_mtime for path in (self.path / "models").glob("*/config.json")]
+        is_done = tables.is_file() and tables.stat().st_mtime >= max(models, default=0)
+        return {"runs": runs, "state": FINISHED if is_done else RUNNING if runs else WAITING}
+
+
+def _finite(value: Any) -> float | None:
+    """A number as JSON has it."""
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _living_state(status: Mapping[str, Any], path: Path) -> str:
+    state = str(status.get("state", WAITING))
+    if state != RUNNING:
+        return WAITING if state == FINISHED else state  # finished without its models: a pass of some of the students
+    try:
+        silent = time.time() - path.stat().st_mtime
+    except OSError:
+        return state
+    return "silent" if silent > SILENT_SECONDS else state
+
+
+def _time_left(step: int | None, steps: int | None, train: Mapping[str, Any]) -> float | None:
+    """Seconds, from the tokens a step has had and the tokens/s of the last log line."""
+    needed = [step, steps, *(_finite(train.get(key)) for key in ("step", "tokens", "tokens_per_second"))]
+    if not all(needed) or step is None or steps is None:
+        return None
+    return round((steps - step) * train["tokens"] / train["step"] / train["tokens_per_second"], 1)
+
+
+def draw(view: Mapping[str, Any], path: Path) -> RenderableType:
+    """The state for a terminal."""
+    heads = ("stage", "", "", "steps", "left", "tokens/s", "of peak")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for head in heads:
+        table.add_column(head, justify="right" if head in heads[3:] else "left", no_wrap=True)
+    for stage in view["stages"]:
+        step, steps = stage["step"] or 0, stage["steps"] or 0
+        bar = ProgressBar(total=steps or 1, completed=step, width=18)
+        table.add_row(
+            Text(stage["name"]), Text(stage["state"], _COLOURS.get(stage["state"], "dim")), bar,
+            f"{step:,}/{steps:,}" if steps else "-", _clock(stage["eta_s"]),
+            _shown(stage["tokens_per_second"], ",.0f"), _shown(stage["mfu"], ".0%"),
+        )  # fmt: skip
+    parts: list[RenderableType] = [Text.assemble((str(path), "bold"), "  ", _state(view["state"])), Text(), table]
+    active = _active_stage(view)
+    if active:
+        parts += [Text(), _students_table(active)]
+        messages = [*active["messages"][-LAST_MESSAGES:], *([active["message"]] if active["message"] else [])]
+        parts += [Text(), *(Text("".join(c if c.isprintable() else " " for c in str(m)), "dim") for m in messages)]
+    if view["tasks"]:
+        runs = f"fine-tuning: {view['tasks']['runs']} run(s) finished  "
+        parts += [Text(), Text.assemble(runs, _state(view["tasks"]["state"]))]
+    return Group(*parts)
+
+
+def _state(state: str) -> tuple[str, str]:
+    hint = f" (no word for over {SILENT_SECONDS} s; is it still there?)" if state == "silent" else ""
+    return state + hint, _COLOURS.get(state, "dim")
+
+
+def _active_stage(view: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The stage that is going on or has ended badly, else the last one that has begun."""
+    begun: list[dict[str, Any]] = [stage for stage in view["stages"] if stage["state"] != WAITING]
+    return next((stage for stage in begun if stage["state"] != FINISHED), begun[-1] if begun else None)
+
+
+def _students_table(stage: Mapping[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("student", overflow="fold")
+    for head in ("loss", "dev MLM loss", "dev accuracy", "grad norm", "learning rate"):
+        table.add_column(head, justify="right")
+    for name, values in stage["students"].items():
+        table.add_row(Text(name), *(_shown(values[key], spec) for key, spec in _SHOWN.items()))
+    return table
+
+
+def _shown(value: Any, spec: str) -> str:
+    return format(value, spec) if isinstance(value, (int, float)) else "-"
+
+
+def _clock(seconds: float | None) -> str:
+    """`1:02:03` or `2:03`."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

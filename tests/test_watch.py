@@ -1,0 +1,150 @@
+"""`distill watch`: the state of a run from its files alone."""
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from fixtures_cli import complaint, run
+from rich.console import Console
+
+from distill.recipe_file import load_recipe
+from distill.release.watching import MetricsTail, Watch, draw
+
+pytest_plugins = ["fixtures_cli"]
+
+
+@pytest.fixture
+def watched(project):
+    """A run of two stages that has begun."""
+    recipe = json.loads(project.recipe().read_text())
+    recipe["stages"].append({"name": "two", "teacher": "small", "students": {"smaller": {"config": "student.json"}}})
+    project.write("recipe.json", recipe)
+    project.write("out/recipe.json", load_recipe("recipe.json").model_dump())
+    return project
+
+
+def write_progress(project, state="running", step=30, steps=100, **facts):
+    status = {"state": state, "messages": ["[bold]training[/] on cpu\x1b[31m"], "step": step, "steps": steps, **facts}
+    project.write("out/stages/one/status.json", status)
+    records = [
+        {"step": 0, "tokens": 0, "split": "dev", "student": "teacher", "mlm_loss": 3.0, "accuracy": 0.4},
+        {"step": 20, "tokens": 2000, "split": "train", "student": "small", "loss": 7.5, "grad_norm": float("nan"),
+         "learning_rate": 1e-3, "tokens_per_second": 50.0, "mfu": 0.25, "data_wait": 0.0},
+        {"step": 20, "tokens": 2000, "split": "dev", "student": "small", "mlm_loss": 6.0, "accuracy": 0.125},
+    ]  # fmt: skip
+    project.write("out/stages/one/metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+
+
+def look(capsys) -> dict:
+    capsys.readouterr()
+    assert run("watch", "out", "--once") == 0
+    return json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_state_of_a_running_run(watched, capsys):
+    write_progress(watched)
+    view = look(capsys)
+    one, two = view["stages"]
+    assert (view["state"], one["state"], two["state"], view["tasks"]) == ("running", "running", "waiting", None)
+    assert (one["step"], one["steps"], one["mfu"]) == (30, 100, 0.25)
+    assert one["eta_s"] == 70 * 100 / 50  # steps left x tokens a step / tokens a second
+    assert one["students"]["small"] == {"loss": 7.5, "mlm_loss": 6.0, "accuracy": 0.125, "grad_norm": None,
+                                        "learning_rate": 1e-3}  # fmt: skip
+    assert one["students"]["teacher"]["accuracy"] == 0.4
+
+
+@pytest.mark.parametrize("state", ["failed", "stopped"])
+def test_run_that_ended_badly_says_why_and_ends_the_view(state, watched, capsys):
+    write_progress(watched, state, message="out of memory; lower micro_batch_size")
+    assert look(capsys)["state"] == state
+    assert run("watch", "out") == 0
+    assert "out of memory; lower micro_batch_size" in capsys.readouterr().out
+
+
+def test_run_without_a_word_is_doubted(watched, capsys):
+    write_progress(watched)
+    old = time.time() - 300
+    os.utime(watched.root / "out/stages/one/status.json", (old, old))
+    assert look(capsys)["state"] == "silent"
+
+
+def test_stages_are_finished_by_their_models(watched, capsys):
+    write_progress(watched, "finished", step=100)
+    watched.write("out/models/small/config.json", "{}")
+    view = look(capsys)
+    assert [stage["state"] for stage in view["stages"]] == ["finished", "waiting"] and view["state"] == "running"
+    watched.write("out/models/smaller/config.json", "{}")
+    assert look(capsys)["state"] == "finished"
+
+
+def test_tasks_are_finished_when_their_tables_are_newer_than_the_models(watched, capsys):
+    recipe = json.loads((watched.root / "out/recipe.json").read_text())
+    finetune = {"data": "tasks", "tasks": ["tnews"]}
+    watched.write("out/recipe.json", {**recipe, "finetune": finetune})
+    watched.write("out/report/tables.json", "{}")
+    os.utime(watched.root / "out/report/tables.json", (1, 1))
+    for name in ("small", "smaller"):
+        watched.write(f"out/models/{name}/config.json", "{}")
+    watched.write("out/finetune/small/tnews/abc/metrics.json", "{}")
+    assert look(capsys)["tasks"] == {"runs": 1, "state": "running"}
+    watched.write("out/report/tables.json", "{}")
+    assert look(capsys) == {**look(capsys), "state": "finished", "tasks": {"runs": 1, "state": "finished"}}
+
+
+def test_data_is_being_prepared(project, capsys):
+    (project.root / "out/data").mkdir(parents=True)
+    assert look(capsys) == {"state": "preparing", "stages": [], "tasks": None}
+
+
+def test_other_folder_is_refused(project, capsys):
+    assert "teacher: no folder of a run" in complaint(capsys, "watch", "teacher")
+
+
+def test_text_from_files_is_shown_as_it_is(watched):
+    write_progress(watched)
+    console = Console(width=100, record=True, file=open(os.devnull, "w"))
+    console.print(draw(Watch(watched.root / "out").look(), watched.root / "out"))
+    text = console.export_text()
+    assert "[bold]training[/] on cpu" in text and "\x1b[31m" not in text
+    assert "30/100" in text and "2:20" in text and "12.50%" in text and "25%" in text
+
+
+def test_only_what_is_new_is_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    tail = MetricsTail(path)
+    tail.read()
+    path.write_text('{"split": "train", "student": "a", "loss": 1}\n{"split": "tra')
+    tail.read()
+    assert tail.newest["train", "a"]["loss"] == 1
+    with path.open("a") as file:
+        file.write('in", "student": "a", "loss": 2}\n5\nnonsense\n')
+    tail.read()
+    assert tail.newest["train", "a"]["loss"] == 2
+    path.write_text('{"split": "train", "student": "b", "loss": 3}\n')  # cut back
+    tail.read()
+    assert list(tail.newest) == [("train", "b")]
+
+
+def test_watching_needs_no_torch_and_ends_on_ctrl_c(watched, command_environment):
+    write_progress(watched)
+    code = (
+        "import sys, distill.cli as c\ntry: c.main(['watch', 'out'])\n"
+        "finally: print('with torch' if 'torch' in sys.modules else 'without torch', file=sys.stderr)"
+    )
+    master, slave = pty.openpty()  # rich draws while it lasts on a terminal alone
+    child = subprocess.Popen([sys.executable, "-c", code], env=command_environment, stdout=slave,
+                             stderr=subprocess.PIPE, text=True)  # fmt: skip
+    os.close(slave)
+    drawn = b""
+    while b"30/100" not in drawn and select.select([master], [], [], 60)[0]:
+        drawn += os.read(master, 1000)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=30)
+    os.close(master)
+    assert (child.returncode, err.split()) == (130, ["stopped", "without", "torch"]), drawn
