@@ -168,6 +168,11 @@ class Student(Section):
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="muon: the encoder's matrices by Muon, all else by AdamW, at one learning rate"
     )
+    balance_every: Positive | None = Field(
+        None,
+        description="steps between measurements of the terms' gradient norms, by which their weights are rescaled so "
+        "that each term has its weight's share of the gradient; none = weights as given",
+    )
     learning_rate: Annotated[float, Field(gt=0)] = Field(4e-4, description="peak learning rate")
     scheduler: str = Field("linear", description="any name of transformers.get_scheduler that needs no extra argument")
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="share of the steps to warm up")

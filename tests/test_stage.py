@@ -35,6 +35,7 @@ ATTENTION = {"config": "student.json", "matches": ["uniform:attention_mse", "uni
 RELATION = {"config": "student.json", "matches": ["last:relation_8"], "kd_weight": 0.0, "mlm_weight": 0.1}
 MUON = {**HIDDEN, "optimizer": "muon", "mlm_weight": 0.5}
 EMA = {**HIDDEN, "ema": 0.9, "init_width": "importance"}
+BALANCED = {**HIDDEN, "mlm_weight": 0.5, "balance_every": 3}
 LABELS = {"config": "student.json", "mlm_weight": 1.0, "learning_rate": 1e-3, "temperature": 2.0}
 
 
@@ -82,15 +83,30 @@ def metrics(paths: StagePaths, **wanted):
     return [line for line in lines if all(line[key] == value for key, value in wanted.items())]
 
 
-@pytest.mark.parametrize("name", ["a", "b", "c", "d", "e", "f"])
+@pytest.mark.parametrize("name", ["a", "b", "c", "d", "e", "f", "g"])
 def test_a_student_beside_others_is_bit_for_bit_the_one_alone(world, name):
-    students = {"a": HIDDEN, "b": ATTENTION, "c": LABELS, "d": RELATION, "e": MUON, "f": EMA}
+    students = {"a": HIDDEN, "b": ATTENTION, "c": LABELS, "d": RELATION, "e": MUON, "f": EMA, "g": BALANCED}
     together = train(world, make_stage(students), "together")
     alone = train(world, make_stage({name: students[name]}), "alone")
     assert weights(together, name) == weights(alone, name)
     for line in metrics(alone, student=name, split="train"):
         assert line["grad_norm"] > 0.05, "clipping must be active here"
     assert metrics(together, student=name) == metrics(alone, student=name)
+
+
+def test_terms_are_balanced_at_the_start_and_every_few_steps(world):
+    """Steps 0, 3 and 6; dev, and with it the log of gradients, is at 4 and 8."""
+    paths = train(world, make_stage({"a": BALANCED, "b": {**BALANCED, "balance_every": None}}), "out")
+    first, second = metrics(paths, student="a", split="gradients")
+    factors = [{key: value for key, value in line.items() if key.startswith("balance_")} for line in (first, second)]
+    assert factors[0].keys() == factors[1].keys() and len(factors[0]) == 5 and factors[0] != factors[1]
+    assert max(factors[0].values()) > 1 > min(factors[0].values()) > 0
+    pulls = [value for key, value in first.items() if key.startswith("weighted_grad_norm_") and "mlm" not in key]
+    assert max(pulls) < 3 * min(pulls), "they were equal one step before"
+    for line in metrics(paths, student="b", split="gradients"):
+        assert not [key for key in line if key.startswith("balance_")]
+        pulls = [value for key, value in line.items() if key.startswith("weighted_grad_norm_") and "mlm" not in key]
+        assert max(pulls) > 10 * min(pulls)
 
 
 def test_students_that_differ_by_name_only_are_different_models(world):
@@ -101,7 +117,7 @@ def test_students_that_differ_by_name_only_are_different_models(world):
 
 @pytest.mark.parametrize("stop", [5, 1, *(pytest.param(step, marks=pytest.mark.slow) for step in (4, 8))])
 def test_a_stopped_run_goes_on_to_the_same_weights(world, stop):
-    stage = make_stage({"a": HIDDEN, "b": ATTENTION, "c": MUON, "d": EMA})
+    stage = make_stage({"a": HIDDEN, "b": ATTENTION, "c": MUON, "d": EMA, "e": BALANCED})
     whole = train(world, stage, "whole")
     stopped = stop_before(world, stage, "stopped", stop)
     assert not (stopped.models / "a").exists()

@@ -10,10 +10,10 @@ from distill.training.accounting import Throughput
 from distill.training.bad_batches import write_bad_batch
 from distill.training.checkpoint import save_checkpoint
 from distill.training.evaluate import evaluate_masked_lm
-from distill.training.gradients import term_gradient_norms
+from distill.training.gradients import balance_factors, describe_norms, term_gradient_norms
 from distill.training.loop import StageStopped, StepReport, Teacher, TeacherPass, TrainingFailed
 from distill.training.metrics import MetricsLog, StatusFile
-from distill.training.processes import Processes, share_from_first
+from distill.training.processes import Processes, numbers_from_first, share_from_first
 from distill.training.signals import StopRequest
 from distill.training.step_log import SpikeWatch
 from distill.training.student import StudentRun
@@ -76,8 +76,10 @@ class Bookkeeper:
             self._write_dev(TEACHER, StepReport(0, 0, None), values)
 
     def watch_gradients(self, teacher: Teacher | None, batch: MicroBatch) -> None:
-        """From now on the terms' gradients are measured on this micro-batch at every dev evaluation."""
+        """From now on the terms' gradients are measured on this micro-batch, now and then."""
         self._probe = teacher, batch
+        if self.first_step == 0:
+            self._balance(0)
 
     def before(self, report: StepReport) -> None:
         """Measures what a stop kept from being measured."""
@@ -104,6 +106,7 @@ class Bookkeeper:
             self._measure_gradients(report)
             for run in self.runs:
                 self._evaluate(run, report)
+        self._balance(report.step)
         if is_saving:
             self.save(report, is_needed=is_last)
         if self.processes.is_first:
@@ -231,13 +234,24 @@ class Bookkeeper:
 
         All processes take part, though the first alone writes: where the teacher is sharded it runs on all or none.
         """
-        if self._probe is None:
-            return
-        teacher, batch = self._probe[0], self._probe[1].to(self.processes.device)
-        for run in self.runs:
-            scale = run.scaler.get_scale()
-            norms = term_gradient_norms(run.objective, batch, teacher, scale=scale)
-            self._write("gradients", run.name, report, norms)
+        for run in self.runs if self._probe else []:
+            self._write("gradients", run.name, report, describe_norms(run.objective, self._term_norms(run)))
+
+    def _term_norms(self, run: StudentRun) -> dict[str, float]:
+        assert self._probe is not None
+        teacher, batch = self._probe
+        batch = batch.to(self.processes.device)
+        return term_gradient_norms(run.objective, batch, teacher, scale=run.scaler.get_scale())
+
+    def _balance(self, step: int) -> None:
+        """Weighs the terms anew, where a student asks for it after this step; the first process measures for all."""
+        for run in self.runs if self._probe else []:
+            if not run.settings.balance_every or step % run.settings.balance_every:
+                continue
+            weights = run.objective.term_weights()
+            found = balance_factors(self._term_norms(run), weights)
+            factors = numbers_from_first([found.get(name, 0.0) for name in weights], self.processes)
+            run.objective.balance({name: factor for name, factor in zip(weights, factors, strict=True) if factor})
 
     def _is_dev_step(self, step: int) -> bool:
         return step % self.eval_every == 0 or step == self.steps

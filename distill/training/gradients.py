@@ -1,6 +1,7 @@
 """How hard each term of a loss pulls at the student: the norms of their gradients, measured beside the training."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -14,15 +15,14 @@ from distill.training.objective import Objective
 def term_gradient_norms(
     objective: Objective, batch: MicroBatch, teacher: Teacher | None, *, scale: float = 1.0
 ) -> dict[str, float]:
-    """The gradient norm of every term with respect to the student's parameters, plain and times the term's weight.
+    """The gradient norm of every term with respect to the student's parameters, by the term's short name.
 
     Projections are left out: what matters is what reaches the student. Dropout is off and no `.grad` is touched, so
     that training goes on bit for bit as if nothing had been measured.
 
     Args:
         scale: multiplies the terms before their gradients are taken, and the norms are divided by it (fp16).
-    Returns: `grad_norm_NAME` and `weighted_grad_norm_NAME` for every term, on this process's micro-batch alone;
-        one that is not finite is left out.
+    Returns: norms of the terms without their weights; one that is not finite is left out.
     """
     training = [module for module in objective.modules() if module.training]
     objective.eval()
@@ -34,11 +34,31 @@ def term_gradient_norms(
     finally:
         for module in training:
             module.training = True
-    weights = objective.term_weights()
     values = dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True))
-    values = {name: value for name, value in values.items() if math.isfinite(value)}
-    plain = {f"grad_norm_{name}": value for name, value in values.items()}
-    return plain | {f"weighted_grad_norm_{name}": weights[name] * value for name, value in values.items()}
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def describe_norms(objective: Objective, norms: Mapping[str, float]) -> dict[str, float]:
+    """What the log says: `grad_norm_NAME`, `weighted_grad_norm_NAME` with the term's weight, and `balance_NAME`."""
+    weights, factors = objective.term_weights(), objective.factors()
+    return {
+        **{f"grad_norm_{name}": norm for name, norm in norms.items()},
+        **{f"weighted_grad_norm_{name}": weights[name] * factors.get(name, 1.0) * norm for name, norm in norms.items()},
+        **{f"balance_{name}": factor for name, factor in factors.items()},
+    }
+
+
+def balance_factors(norms: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+    """Factors for the terms' weights by which each term's gradient norm gets its weight's share of the norms' sum.
+
+    The sum of the weighted norms stays as it is. Terms without gradient, or without weight, get no factor.
+
+    Args:
+        norms: of the unweighted terms.
+    """
+    used = {name: norm for name, norm in norms.items() if norm > 0 and weights[name] > 0}
+    mean = sum(weights[name] * norm for name, norm in used.items()) / (sum(weights[name] for name in used) or 1.0)
+    return {name: mean / norm for name, norm in used.items()}
 
 
 def _gradient_norm(term: Tensor, parameters: list[torch.nn.Parameter]) -> Tensor:

@@ -205,6 +205,7 @@ class Objective(nn.Module):
         self.use_mlm = mlm_weight > 0 or not distilled
         self.matches = matches
         self.kd_weight, self.mlm_weight = kd_weight, mlm_weight
+        self._factors: dict[str, Tensor] = {}  # scalars, as numbers would be part of what is compiled
         self.teacher_needs = needs_of(matches, "T", logits=self.use_kd)
         self.student_needs = needs_of(matches, "S", logits=self.use_kd or self.use_mlm)
         self.always_mask = any(match["loss"] in MASK_DEPENDENT_LOSSES for match in matches)
@@ -265,10 +266,23 @@ class Objective(nn.Module):
     def _set_weights(self, share: Share) -> None:
         """Multiplies every term's weight by this micro-batch's share of the unit that the term averages over."""
         config = self._distiller.d_config
-        config.kd_loss_weight = self.kd_weight * share[MASKED]
-        config.hard_label_weight = self.mlm_weight * share[MASKED]
+        config.kd_loss_weight = self._balanced("kd", self.kd_weight * share[MASKED])
+        config.hard_label_weight = self._balanced("mlm", self.mlm_weight * share[MASKED])
         for match, configured in zip(self.matches, config.intermediate_matches, strict=True):
-            configured.weight = match["weight"] * share[loss_unit(match["loss"])]
+            configured.weight = self._balanced(_term_name(match), match["weight"] * share[loss_unit(match["loss"])])
+
+    def _balanced(self, term: str, weight: float | Tensor) -> float | Tensor:
+        return weight * self._factors[term] if term in self._factors else weight
+
+    def balance(self, factors: Mapping[str, float]) -> None:
+        """Multiplies the weights of these terms, as they were given, by these factors from now on."""
+        device = next(self.parameters()).device
+        for term, factor in factors.items():
+            self._factors.setdefault(term, torch.ones((), device=device)).fill_(factor)
+
+    def factors(self) -> dict[str, float]:
+        """The factors that `balance` was given last, by term; waits for the device."""
+        return {term: factor.item() for term, factor in self._factors.items()}
 
     def _named_terms(self, terms: Mapping[str, Tensor], share: Share) -> dict[str, Tensor]:
         """TextBrewer's terms under short names (kd, mlm, hidden_mse_3_6, query_relation_12_5_11), times their share."""
@@ -284,7 +298,7 @@ class Objective(nn.Module):
         return named
 
     def term_weights(self) -> dict[str, float]:
-        """The weight of each term in the loss, by its short name."""
+        """The weight that each term was given, by its short name."""
         weights = {"kd": self.kd_weight} if self.use_kd else {}
         if self.use_mlm:
             weights["mlm"] = self.mlm_weight if self.distilled else 1.0

@@ -5,7 +5,7 @@ Counts and the wish to stop travel on the CPU (gloo), gradients on the device (n
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -104,6 +104,12 @@ def share_from_first(number: int, processes: Processes) -> int:
     """The first process's `number`, in all processes."""
     mine = float(number) if processes.is_first else 0.0
     return int(sum_over_processes(torch.tensor([mine], dtype=torch.float64), processes).item())
+
+
+def numbers_from_first(numbers: Sequence[float], processes: Processes) -> list[float]:
+    """The first process's numbers, in all processes."""
+    mine = [number if processes.is_first else 0.0 for number in numbers]
+    return sum_over_processes(torch.tensor(mine, dtype=torch.float64), processes).tolist()
 
 
 def copy_from_first(parameters: Iterable[nn.Parameter], processes: Processes) -> None:

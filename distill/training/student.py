@@ -183,6 +183,7 @@ class StudentRun:
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "left_out": int(self._left_out[0]),
+            "balance": self.objective.factors(),
         }
 
     @torch.no_grad()
@@ -213,6 +214,8 @@ class StudentRun:
             average = tensors.get(f"{self.name}+average") or dict(self.objective.student.named_parameters())
             for name, parameter in self.average.named_parameters():
                 parameter.copy_(average[name])
+        if self.settings.balance_every:
+            self.objective.balance(state.get("balance", {}))
         self._load_schedule(state["scheduler"])
         self.scaler.load_state_dict(dict(state["scaler"]))
         self._left_out[0] = state.get("left_out", 0)
