@@ -1,0 +1,130 @@
+"""What the documentation says can be typed: commands, options and links exist; the classifier's page is walked."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from fixtures_cli import run
+
+from distill import cli
+from distill.recipe_file import resolve_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+pytest_plugins = ["fixtures_cli"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Arguments of each `distill` command in a page's shell blocks and code spans that are whole commands."""
+    lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`(distill [a-z-]+ [^`\n]*)`", page.read_text(encoding="utf-8"))
+    found = []
+    for line in lines:
+        words = shlex.split(line.replace("\\|", "|"), comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words.pop(0)
+        if words[:1] == ["distill"]:
+            found.append([word for word in words[1:] if word not in ("...", "[--")])
+    return found
+
+
+COMMANDS = [(page.name, words) for page in PAGES for words in commands(page)]
+
+
+def check_words(words: list[str]) -> None:
+    """LookupError if the command line does not know a command or an option in it."""
+    command: Any = typer.main.get_command(cli.app)
+    path: list[str] = []
+    while hasattr(command, "commands"):  # a group
+        name = words[len(path)].strip("[]")
+        if name not in command.commands:
+            raise LookupError(f"no command {' '.join([*path, name])}")
+        command = command.commands[name]
+        path.append(name)
+    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    known |= {"--help", "--debug"}
+    if command.ignore_unknown_options:  # a recipe's fields, checked when the recipe is
+        return
+    for word in words[len(path) :]:
+        option = word.strip("[]").partition("=")[0].replace("_", "-")
+        if option.startswith("--") and option not in known:
+            raise LookupError(f"{' '.join(path)} has no option {option}")
+
+
+@pytest.mark.parametrize("page, words", COMMANDS, ids=[f"{page}: {' '.join(words)[:60]}" for page, words in COMMANDS])
+def test_a_command_in_the_documentation_exists(page, words):
+    check_words(words)
+
+
+def test_a_command_that_does_not_exist_would_be_noticed():
+    assert len(COMMANDS) > 60
+    for wrong in (["finetun", "x"], ["finetune", "x", "--tsk", "y"], ["vocab", "prine"]):
+        with pytest.raises(LookupError):
+            check_words(wrong)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        file, _, anchor = target.partition("#")
+        if re.match(r"https?:", target):
+            continue
+        path = (page.parent / file) if file else page
+        assert path.exists(), f"{page.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
+            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, f"{page.name}: {target}"
+
+
+def test_every_page_is_linked_from_another():
+    linked = {(page.parent / target.partition("#")[0]).resolve() for page in PAGES
+              for target in re.findall(r"\]\(([^)\s]+\.md[^)\s]*)\)", page.read_text(encoding="utf-8"))}  # fmt: skip
+    assert not [page.name for page in PAGES if page.parent.name == "docs" and page not in linked]
+
+
+def test_recipes_in_the_documentation_are_recipes():
+    found = 0
+    for page in PAGES:
+        for block in blocks(page, "json"):
+            if block.lstrip().startswith('{"output_dir"'):
+                resolve_recipe(json.loads(block), where=page.name)
+                found += 1
+    assert found >= 1
+
+
+@pytest.mark.slow
+def test_the_classifier_page_leads_to_an_export_that_answers(project, capsys):
+    """Hub ids stand for local folders here, and epochs are one."""
+    page = ROOT / "docs/classifier.md"
+    (project.root / "reviews.json").write_text(blocks(page, "json")[0], encoding="utf-8")
+    data = project.root / "dataset/tasks/reviews"
+    data.mkdir(parents=True)
+    rows = [f"{'天气很好' if number % 2 else '中国人'}。,{'good' if number % 2 else 'bad'}" for number in range(32)]
+    for name in ("train.csv", "dev.csv"):
+        (data / name).write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    sizes = {"hfl/chinese-roberta-wwm-ext": 32, "hfl/minirbt-h256": 16}
+    models = {name: project.model(Path(name).name, hidden_size=size, max_position_embeddings=128)
+              for name, size in sizes.items()}  # fmt: skip
+    walked = [words for words in commands(page) if words[0] in ("finetune", "export") and len(words) > 4]
+    assert [words[0] for words in walked] == ["finetune", "finetune", "export"]
+    for words in walked:
+        words = [str(models.get(word, word)) for word in words]
+        for position, word in enumerate(words):
+            if "*" in word:
+                (match,) = project.root.glob(word)
+                words[position] = str(match.relative_to(project.root))
+        extra = ["--epochs", "1"] if words[0] == "finetune" else ["--min-cosine", "0", "--max-loss", "100"]
+        assert run(*words, *extra) == 0, capsys.readouterr().err
+    assert {"model.onnx", "model_int8.onnx", "export.json"} <= {
+        path.name for path in Path("exported/reviews").iterdir()
+    }
