@@ -7,7 +7,15 @@ from textbrewer.configurations import IntermediateMatch
 from tiny import ALONE, LENGTH, make_batch, tiny_config, tiny_model
 
 from distill.training.loop import TeacherPass
-from distill.training.losses import TOKENS, UNITS, is_match_loss, loss_unit, published_relation, relation_divergence
+from distill.training.losses import (
+    TOKENS,
+    UNITS,
+    is_match_loss,
+    loss_unit,
+    published_heads,
+    relation_divergence,
+    sample_relation_divergence,
+)
 from distill.training.matches import resolve_matches
 from distill.training.objective import Needs, Objective, encode
 from distill.training.precision import autocast_for
@@ -84,12 +92,48 @@ def test_a_mask_of_zeros_gives_zero_and_not_nan():
     assert float(loss.detach()) == 0.0 and bool(student.grad.isfinite().all())
 
 
-@pytest.mark.parametrize("widths, name", [
-    ((384, 768), "relation_48"), ((256, 768), "relation_32"), ((288, 768), "relation_48"), ((312, 768), "relation_24"),
-    ((768, 768), "relation_48"), ((16, 24), "relation_8"), ((7, 16), "relation_1"),
+def test_sample_relations_by_hand():
+    """Two sequences, one token: width 1, one head, so scores are products of two numbers."""
+    student, teacher = torch.tensor([[[1.0]], [[2.0]]]), torch.tensor([[[0.0]], [[1.0]]])
+    expected = []
+    for scores_S, scores_T in (([1, 2], [0, 0]), ([2, 4], [0, 1])):
+        p_S, p_T = softmax(np.array(scores_S, float)), softmax(np.array(scores_T, float))
+        expected.append((p_T * np.log(p_T / p_S)).sum())
+    found = sample_relation_divergence(student, teacher, torch.ones(2, 1), heads=1)
+    assert float(found) == pytest.approx(np.mean(expected), rel=1e-6)
+    # The first sequence's token is padding: the other one relates to itself alone.
+    alone = sample_relation_divergence(student, teacher, torch.tensor([[0], [1]]), heads=1)
+    assert float(alone) == pytest.approx(0.0, abs=1e-7)
+
+
+@pytest.mark.parametrize("rows", [ROWS, [[1] * 6] * 3])
+def test_sample_relations_are_those_of_the_same_position_in_other_sequences(rows):
+    student, teacher, mask = random_states(8, seed=0), random_states(16, seed=1), torch.tensor(rows)
+    swapped = [values.transpose(0, 1).numpy() for values in (student, teacher, mask)]
+    expected = relation_by_loops(*swapped, heads=2)
+    assert expected > 0.05
+    found = sample_relation_divergence(student, teacher, mask, heads=2)
+    assert float(found) == pytest.approx(expected, rel=1e-10)
+    assert float(found) != pytest.approx(float(relation_divergence(student, teacher, mask, heads=2)), rel=1e-3)
+    if rows is not ROWS:
+        assert float(sample_relation_divergence(student, teacher, heads=2)) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("widths, heads", [
+    ((384, 768), 48), ((256, 768), 32), ((288, 768), 48), ((312, 768), 24), ((768, 768), 48), ((16, 24), 8),
+    ((7, 16), 1),
 ])  # fmt: skip
-def test_the_published_number_of_relation_heads_or_the_next_that_fits(widths, name):
-    assert published_relation(*widths) == name
+def test_the_published_number_of_relation_heads_or_the_next_that_fits(widths, heads):
+    assert published_heads(*widths) == heads
+
+
+@pytest.mark.parametrize("word", ["relation", "sample_relation"])
+def test_the_words_for_relations_compare_queries_keys_and_values(word):
+    matches = resolve_matches([f"last:{word}"], TEACHER, STUDENT)
+    assert [(match["feature"], match["loss"]) for match in matches] == [
+        (feature, f"{word}_8") for feature in ("query", "key", "value")
+    ]
+    assert loss_unit(f"{word}_8") == TOKENS
 
 
 def test_textbrewer_knows_relations_once_they_are_asked_for():

@@ -40,30 +40,30 @@ STATES = ("hidden", *VECTORS)
 """Features that are [B, L, H]: every loss of states can compare any of them."""
 FEATURES.extend(feature for feature in VECTORS if feature not in FEATURES)
 
-_RELATION = re.compile(r"relation_([1-9][0-9]*)")
+_RELATION = re.compile(r"(sample_)?relation_([1-9][0-9]*)")
 PUBLISHED_RELATION_HEADS = 48
 """MiniLMv2's number of relation heads for teachers 768 wide."""
 
 
 def is_match_loss(loss: str) -> bool:
-    """Whether TextBrewer's registry has this loss; `relation_<heads>` joins it when it is first asked for."""
+    """Whether TextBrewer's registry has this loss; `[sample_]relation_<heads>` joins it when it is first asked for."""
     heads = relation_heads(loss)
     if heads and loss not in MATCH_LOSS_MAP:
-        register_new("match_Loss", loss, functools.partial(relation_divergence, heads=heads))
+        divergence = sample_relation_divergence if loss.startswith("sample_") else relation_divergence
+        register_new("match_Loss", loss, functools.partial(divergence, heads=heads))
     return loss in MATCH_LOSS_MAP
 
 
 def relation_heads(loss: str) -> int | None:
-    """The number in `relation_<heads>`, or None for another loss."""
+    """The number in `relation_<heads>` or `sample_relation_<heads>`, or None for another loss."""
     found = _RELATION.fullmatch(loss)
-    return int(found[1]) if found else None
+    return int(found[2]) if found else None
 
 
-def published_relation(width_S: int, width_T: int) -> str:
-    """`relation_<heads>` with the most heads up to MiniLMv2's 48 that both widths can be cut into."""
+def published_heads(width_S: int, width_T: int) -> int:
+    """The most relation heads up to MiniLMv2's 48 that both widths can be cut into."""
     common = math.gcd(width_S, width_T)
-    heads = max(n for n in range(1, PUBLISHED_RELATION_HEADS + 1) if common % n == 0)
-    return f"relation_{heads}"
+    return max(n for n in range(1, PUBLISHED_RELATION_HEADS + 1) if common % n == 0)
 
 
 def loss_features(loss: str) -> tuple[str, ...]:
@@ -136,6 +136,20 @@ def relation_divergence(state_S: Tensor, state_T: Tensor, mask: Tensor | None = 
         return divergence.mean()
     mask = mask.to(divergence)
     return (divergence.mean(dim=1) * mask).sum() / mask.sum().clamp(min=1)
+
+
+def sample_relation_divergence(state_S: Tensor, state_T: Tensor, mask: Tensor | None = None, *, heads: int) -> Tensor:
+    """`relation_divergence` between samples: how a token relates to the tokens at its position in the other sequences.
+
+    PP-MiniLM's sample-to-sample relation (PaddleNLP, `calc_multi_relation_loss`). The sequences are those of a
+    micro-batch, so that unlike other losses it depends on how a step is cut.
+
+    Args:
+        state_S, state_T: [B, L, H]; the widths may differ, `heads` divides both.
+        mask: [B, L], 1 = counts, both as the token that relates and as the one related to.
+    """
+    mask = None if mask is None else mask.transpose(0, 1)
+    return relation_divergence(state_S.transpose(0, 1), state_T.transpose(0, 1), mask, heads=heads)
 
 
 def _log_relations(states: Tensor, mask: Tensor | None, heads: int) -> Tensor:

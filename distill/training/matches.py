@@ -23,7 +23,7 @@ from distill.training.losses import (
     is_match_loss,
     loss_features,
     needs_same_width,
-    published_relation,
+    published_heads,
     relation_heads,
 )
 
@@ -123,10 +123,10 @@ def word_matches(
     floor((i + 1) * T / S + 1/2) - 1: the formula behind all of MiniRBT's presets, with halves rounded up.
 
     Args:
-        loss: a name of the registry, or "relation" for as many relation heads as MiniLMv2 published.
+        loss: a name of the registry; "relation" or "sample_relation" take as many relation heads as MiniLMv2 published.
     """
-    if loss == "relation":
-        loss = published_relation(student.hidden_size, teacher.hidden_size)
+    if loss in ("relation", "sample_relation"):
+        loss = f"{loss}_{published_heads(student.hidden_size, teacher.hidden_size)}"
     if not is_match_loss(loss):
         raise InputError(f"{where}: unknown loss '{loss}' in '{word}:{loss}'{_nearest_loss(loss)}")
     S, T = student.num_hidden_layers, teacher.num_hidden_layers
@@ -145,7 +145,8 @@ def word_matches(
 
 
 def _nearest_loss(loss: str) -> str:
-    return nearest(loss, [*(name for name in MATCH_LOSS_MAP if relation_heads(name) is None), "relation_<heads>"])
+    named = [name for name in MATCH_LOSS_MAP if relation_heads(name) is None]
+    return nearest(loss, [*named, "relation_<heads>", "sample_relation_<heads>"])
 
 
 def preset_matches(name: str) -> list[Match]:
