@@ -39,6 +39,9 @@ def export(
     int8: Annotated[
         bool, typer.Option("--int8", help="write model_int8.onnx, too: a quarter of the size, faster on most CPUs")
     ] = False,
+    int4: Annotated[
+        bool, typer.Option("--int4", help="write model_int4.onnx, too: smaller still, but less exact and not faster")
+    ] = False,
     text: Annotated[
         list[Path] | None,
         typer.Option(help=f"text files whose first {MOST_TEXTS} lines parity is checked on; repeatable; default: "
@@ -55,17 +58,17 @@ def export(
     ] = None,
     min_cosine: Annotated[
         float,
-        typer.Option(min=0, max=1, help="int8 is refused below this cosine with the model's outputs, less their means"),
+        typer.Option(min=0, max=1, help="least cosine of int8 and int4 with the model's outputs, less their means"),
     ] = 0.98,
     max_loss: Annotated[
-        float, typer.Option(min=0, help="with --data: int8 is refused if it loses more points of the task's score")
+        float, typer.Option(min=0, help="with --data: most points of the task's score that int8 and int4 may lose")
     ] = 1.0,
     threads: Annotated[int, typer.Option(min=1, help="of the forwards that are timed")] = 1,
     seconds: Annotated[float, typer.Option(min=0, help="each form is timed in each shape, at least")] = 0.5,
 ) -> None:  # fmt: skip
     """Export a model to ONNX for any batch size and length, check it against the model, and time it.
 
-    The folder is served by onnxruntime and tokenizers alone (scripts/serve_onnx.py): model.onnx, model_int8.onnx,
+    The folder is served by onnxruntime and tokenizers alone (scripts/serve_onnx.py): model.onnx, its quantised forms,
     tokenizer.json, config.json, and export.json with labels, differences, sizes and times. An export whose outputs
     are not the model's is refused, and nothing of it stays. Needs the extra onnx. See docs/export.md.
     """
@@ -100,9 +103,10 @@ def export(
     exportable = load_exportable(find_model(model), part=which, pooling=pooling.value)
     larger = load_like(exportable, find_model(teacher)) if teacher is not None else None
     rows = task_rows(exportable, found) if found else text_rows(exportable, *_texts(text))
+    quantized = [form for form, wanted in (("int8", int8), ("int4", int4)) if wanted]
     done = export_model(
-        exportable, output, rows, int8=int8, bounds=Bounds(min_cosine, max_loss), teacher=larger, threads=threads,
-        seconds=seconds, show=lambda line: typer.echo(line, err=True),
+        exportable, output, rows, quantized=quantized, bounds=Bounds(min_cosine, max_loss), teacher=larger,
+        threads=threads, seconds=seconds, show=lambda line: typer.echo(line, err=True),
     )  # fmt: skip
     timings = [Timing(**timing) for timing in done["timings"]]
     typer.echo(to_markdown(forms_table(done)), nl=False)

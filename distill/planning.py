@@ -143,7 +143,8 @@ def _find(name: str, made: dict[str, PlannedModel], *, where: str, head_for: str
         config.vocab_size = used_rows(folder, config)
         if head_for and not has_head(folder):
             raise InputError(
-                f"{folder}: no masked-language-model head, but {head_for} take a model saved with its head"
+                f"{folder}: no masked-language-model head, but {head_for} take a model saved with its head; see "
+                "docs/faq.md"
             )
     except InputError as error:
         earlier = f" (students made earlier: {', '.join(made)})" if made else ""

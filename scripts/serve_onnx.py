@@ -18,7 +18,7 @@ class Model:
     def __init__(self, folder):
         self.about = json.loads((folder / "export.json").read_text(encoding="utf-8"))
         self.kind, self.labels = self.about["kind"], self.about["labels"]
-        file = next(path for path in (folder / "model_int8.onnx", folder / "model.onnx") if path.exists())
+        file = min(folder.glob("*.onnx"), key=lambda path: path.stat().st_size)
         self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.enable_truncation(self.about["max_length"])

@@ -98,7 +98,7 @@ def test_gpus_are_those_of_nvidia_smi(script, told, state, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("distill ex", {"export"}), ("distill export --int", {"--int8"}), ("distill segmenter t", {"train"})],
+    [("distill ex", {"export"}), ("distill export --int", {"--int4", "--int8"}), ("distill segmenter t", {"train"})],
 )
 def test_the_shell_completes_commands_and_options(words, expected, python, command_environment):
     environment = {**command_environment, "_DISTILL_COMPLETE": "complete_bash", "COMP_WORDS": words,

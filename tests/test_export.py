@@ -16,9 +16,10 @@ from test_finetune import KINDS, make_task, write_encoder
 from tokenizers import Tokenizer
 from transformers import BertModel, BertTokenizer
 
+from distill.downstream.export import write_graph
 from distill.downstream.exportable import load_exportable, pool
 from distill.downstream.finetune import predict
-from distill.downstream.onnx_model import open_onnx, quantize_rows
+from distill.downstream.onnx_model import open_onnx, quantize_rows, write_int4, write_int8
 from distill.downstream.parity import Bounds, Difference, Parity, check_exact, check_kept, join
 from distill.downstream.run import write_task_file
 from distill.downstream.task_data import load_task_data
@@ -127,6 +128,18 @@ def test_nothing_large_stays_in_floats(exported):
     graph = onnx.load(exported / "model_int8.onnx").graph
     large = [t.name for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT and np.prod(t.dims) > 200]
     assert large == []
+
+
+@pytest.mark.slow
+def test_a_student_of_4_x_312_with_8000_tokens_is_small(tmp_path):
+    """7.3 million parameters: a byte each, or less than six megabytes with four bits where the products are."""
+    folder = write_encoder(tmp_path / "m", width=312, vocabulary=8021, layers=4, heads=12, inner=1248, positions=512)
+    files = {name: tmp_path / f"{name}.onnx" for name in ("float", "int8", "int4")}
+    write_graph(load_exportable(folder), files["float"])
+    write_int8(files["float"], files["int8"])
+    write_int4(files["float"], files["int4"])
+    sizes = {name: path.stat().st_size / 1e6 for name, path in files.items()}
+    assert 29.2 < sizes["float"] < 29.5 and 7.3 < sizes["int8"] < 7.6 and sizes["int4"] < 6, sizes
 
 
 # ---- scripts/serve_onnx.py
@@ -269,7 +282,7 @@ def test_a_float_export_that_differs_is_refused(wrong):
     ("found", "metrics", "message"),
     [
         ([[1.0], [1.9]], {"a": 50.0, "b": 60.0}, None),
-        ([[2.0], [1.0]], None, "cosine -1.0000 .* below 0.9; not exported: leave out --int8"),
+        ([[2.0], [1.0]], None, "cosine -1.0000 .* below 0.9; not exported: leave that form out"),
         ([[1.0], [float("nan")]], None, "cosine nan"),
         ([[1.0], [2.0]], {"a": 50.0, "b": 58.0}, "loses 2.00 points of the task's score, allowed are 1.5"),
     ],

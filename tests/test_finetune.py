@@ -29,17 +29,18 @@ FILLERS = HAN[6:]
 RATE = 3e-3
 
 
-def write_encoder(folder, *, seed=0, width=32):
-    """A masked-LM model of 2 layers with a vocabulary of single characters."""
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *HAN]
+def write_encoder(folder, *, seed=0, width=32, layers=2, heads=2, inner=None, vocabulary=0, positions=64):
+    """A masked-LM model with a vocabulary of single characters, filled up to a size by unused tokens."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *HAN]
+    tokens += [f"[unused{i}]" for i in range(vocabulary - len(tokens))]
     config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=width, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=2 * width, max_position_embeddings=64, initializer_range=0.2,
+        vocab_size=len(tokens), hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+        intermediate_size=inner or 2 * width, max_position_embeddings=positions, initializer_range=0.2,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     torch.manual_seed(seed)
     BertForMaskedLM(config).save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}', encoding="utf-8")
     return folder
 

@@ -125,7 +125,8 @@ def check_installed(*, neural: bool | None) -> None:
     """Raises InputError unless the LTP packages that a perceptron (False) or neural model (True) needs are there."""
     package = "ltp" if neural else "ltp_extension"
     if importlib.util.find_spec(package) is None:
-        raise InputError(f"segmenter 'ltp': the package {package} is not installed; `pip install ltp`. {LICENCE}")
+        raise InputError(f"segmenter 'ltp': the package {package} is not installed; `pip install ltp`, or do "
+                         f"without it, see docs/faq.md. {LICENCE}")  # fmt: skip
 
 
 def download(hub_id: str) -> Path:

@@ -1,6 +1,6 @@
 """Exporting a model folder to ONNX: files, checks, sizes and times in a folder that is served without torch.
 
-1. The graph is written (onnx_model.py) and, if asked for, its int8 form.
+1. The graph is written (onnx_model.py) and, if asked for, its int8 and int4 forms.
 2. Each file is run on real rows beside the model itself (parity.py); what is beyond the bounds is refused.
 3. Everything is timed side by side on the CPU, the teacher too if there is one.
 4. The folder gets its name when all is in it: *.onnx, tokenizer files, config.json, and export.json, which says what a
@@ -20,7 +20,7 @@ import torch
 
 from distill.downstream.exportable import Exportable, GraphModule, plain_attention
 from distill.downstream.latency import Shape, Timing, describe_machine, make_shapes, time_shape, using_threads
-from distill.downstream.onnx_model import INPUTS, Inputs, Run, open_onnx, write_int8, write_onnx
+from distill.downstream.onnx_model import INPUTS, Inputs, Run, open_onnx, write_int4, write_int8, write_onnx
 from distill.downstream.parity import Bounds, Rows, check_exact, check_kept, check_parity, reference_outputs
 from distill.downstream.scores import Table
 from distill.downstream.tags import tag_names
@@ -30,10 +30,11 @@ from distill.modeling.config import config_file
 from distill.modeling.weight_files import list_weight_files
 
 EXPORT_FILE = "export.json"
-FILES = {"onnx": "model.onnx", "int8": "model_int8.onnx"}
+FILES = {"onnx": "model.onnx", "int8": "model_int8.onnx", "int4": "model_int4.onnx"}
+_QUANTIZERS = {"int8": write_int8, "int4": write_int4}
 _LENGTHS = (32, 128)
 _BATCH_SIZES = (1, 32)
-_NAMES = {"torch": "PyTorch", "onnx": "ONNX", "int8": "ONNX int8", "teacher": "teacher, PyTorch"}
+_NAMES = {"torch": "PyTorch", "onnx": "ONNX", "int8": "ONNX int8", "int4": "ONNX int4", "teacher": "teacher, PyTorch"}
 
 
 def check_output(output: Path) -> None:
@@ -43,13 +44,14 @@ def check_output(output: Path) -> None:
 
 
 def export_model(
-    exportable: Exportable, output: Path, rows: Rows, *, int8: bool, bounds: Bounds, teacher: Exportable | None = None,
-    threads: int, seconds: float, show: Callable[[str], None],
+    exportable: Exportable, output: Path, rows: Rows, *, quantized: Sequence[str], bounds: Bounds,
+    teacher: Exportable | None = None, threads: int, seconds: float, show: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Writes the export folder, whole or not at all; what was there is replaced.
 
     Args:
         rows: what parity is checked on.
+        quantized: further forms, "int8" and "int4".
         teacher: a larger model for the tables of sizes and times.
         threads: of the forwards that are timed.
         seconds: each model is timed in each shape, at least.
@@ -61,7 +63,7 @@ def export_model(
     shutil.rmtree(partial_folder, ignore_errors=True)
     partial_folder.mkdir(parents=True)
     try:
-        found = _fill_folder(exportable, partial_folder, rows, int8, bounds, teacher, threads, seconds, show)
+        found = _fill_folder(exportable, partial_folder, rows, quantized, bounds, teacher, threads, seconds, show)
         place_folder(partial_folder, output)
     finally:
         shutil.rmtree(partial_folder, ignore_errors=True)
@@ -69,24 +71,24 @@ def export_model(
 
 
 def _fill_folder(
-    exportable: Exportable, folder: Path, rows: Rows, int8: bool, bounds: Bounds, teacher: Exportable | None,
-    threads: int, seconds: float, show: Callable[[str], None],
+    exportable: Exportable, folder: Path, rows: Rows, quantized: Sequence[str], bounds: Bounds,
+    teacher: Exportable | None, threads: int, seconds: float, show: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     reference = reference_outputs(exportable, rows)
     metrics = rows.measure(reference) if rows.measure else None
     forms: dict[str, dict[str, Any]] = {"torch": {"bytes": weight_bytes(exportable.folder), "metrics": metrics}}
-    for form in ("onnx", "int8") if int8 else ("onnx",):
+    for form in ("onnx", *quantized):
         path = folder / FILES[form]
-        if form == "int8":
-            write_int8(folder / FILES["onnx"], path)
+        if form == "onnx":
+            write_graph(exportable, path)
         else:
-            _write_graph(exportable, path)
+            _QUANTIZERS[form](folder / FILES["onnx"], path)
         parity = check_parity(exportable, open_onnx(path, threads=threads), rows, reference)
         where = f"{exportable.folder}: {path.name}"
-        if form == "int8":
-            check_kept(where, parity, metrics, bounds)
-        else:
+        if form == "onnx":
             check_exact(where, parity)
+        else:
+            check_kept(where, parity, metrics, bounds)
         forms[form] = {
             "file": path.name, "bytes": path.stat().st_size, "max_abs_difference": parity.max_abs,
             "cosine": parity.cosine, "metrics": parity.metrics,
@@ -107,7 +109,8 @@ def _fill_folder(
     return found
 
 
-def _write_graph(exportable: Exportable, path: Path) -> None:
+def write_graph(exportable: Exportable, path: Path) -> None:
+    """Writes the float32 file of a model."""
     shape = (2, 3, 4) if exportable.kind == "choice" else (2, 4)
     example = [torch.ones(shape, dtype=torch.long), torch.ones(shape, dtype=torch.long),
                torch.zeros(shape, dtype=torch.long)]  # fmt: skip
@@ -124,7 +127,7 @@ def time_forms(
     positions = min(model.model.config.max_position_embeddings for model in models)
     lengths = sorted({min(length, positions) for length in _LENGTHS})
     runs: dict[str, Run] = {}
-    for form in ("teacher", "torch", "onnx", "int8"):
+    for form in ("teacher", "torch", *FILES):
         if form in forms:
             model = teacher if form == "teacher" and teacher else exportable
             runs[form] = model.run if form in ("teacher", "torch") else open_onnx(folder / FILES[form], threads=threads)

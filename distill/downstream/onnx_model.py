@@ -1,8 +1,9 @@
-"""A model as an ONNX file: the graph that torch exports, its int8 form, and running both by onnxruntime.
+"""A model as an ONNX file: the graph that torch exports, its int8 and int4 forms, and running them by onnxruntime.
 
-int8 here: matrix products with constant weights are done in integers, activations quantised as they come (onnxruntime's
-dynamic quantisation, a scale a column of weights); embedding tables keep one byte a value and a scale a row, and the
-rows that are looked up become floats again. All of it is standard ONNX, so any runtime can read it.
+int8: matrix products with constant weights are done in integers, activations quantised as they come (onnxruntime's
+dynamic quantisation, a scale a column of weights). int4: the weights of these products have four bits, with a scale for
+every 32 (onnxruntime's MatMulNBits). In both, embedding tables keep one byte a value and a scale a row, and the rows
+that are looked up become floats again. The float32 and int8 forms are standard ONNX, so any runtime can read them.
 """
 
 # B sequences, L tokens, H width, V rows of a table
@@ -27,6 +28,10 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OPSET = 18
 MIN_ROWS = 16
 """Tables with fewer rows (token types) stay as they are."""
+INT4_BLOCK = 32
+"""Weights of a column that share a scale and a zero point."""
+INT4_ACTIVATIONS = 4
+"""MatMulNBits' accuracy_level: activations become int8, too."""
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 Inputs = Mapping[str, NDArray[np.int64]]
@@ -39,7 +44,8 @@ def check_packages() -> None:
     """InputError if the packages of the extra `onnx` are missing."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
-        raise InputError(f"export: {', '.join(missing)} not installed; pip install {' '.join(_PACKAGES)} (extra onnx)")
+        raise InputError(f"export: {', '.join(missing)} not installed; pip install {' '.join(_PACKAGES)}, the extra "
+                         f"onnx; see docs/export.md")  # fmt: skip
 
 
 def write_onnx(module: nn.Module, example: Sequence[Tensor], outputs: Sequence[str], path: Path) -> None:
@@ -80,6 +86,21 @@ def write_int8(source: Path, target: Path) -> None:
             tables, target, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QUInt8,
             extra_options={"MatMulConstBOnly": True},
         )  # fmt: skip
+
+
+def write_int4(source: Path, target: Path) -> None:
+    """Writes the int4 form of a file of `write_onnx`."""
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    model = onnx.load(source)
+    quantize_tables(model)
+    with _no_log():
+        quantizer = MatMulNBitsQuantizer(
+            model, bits=4, block_size=INT4_BLOCK, is_symmetric=False, accuracy_level=INT4_ACTIVATIONS
+        )
+        quantizer.process()
+    onnx.save(quantizer.model.model, target)
 
 
 def quantize_tables(model: Any) -> None:

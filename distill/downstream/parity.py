@@ -41,7 +41,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the int8 form must keep."""
+    """What a quantised form must keep."""
 
     min_cosine: float
     """Between its outputs and the model's, see Difference."""
@@ -130,15 +130,15 @@ def check_exact(where: str, parity: Parity) -> None:
 
 
 def check_kept(where: str, parity: Parity, metrics: Mapping[str, float] | None, bounds: Bounds) -> None:
-    """InputError if an int8 export is too far from the model, whose task metrics are given."""
+    """InputError if a quantised export is too far from the model, whose task metrics are given."""
     if not parity.cosine >= bounds.min_cosine:
         raise InputError(f"{where}: cosine {parity.cosine:.4f} with the model's outputs, below {bounds.min_cosine:g}; "
-                         f"not exported: leave out --int8, or lower --min-cosine")  # fmt: skip
+                         f"not exported: leave that form out, or lower --min-cosine")  # fmt: skip
     if metrics and parity.metrics:
         lost = mean_score(metrics, list(metrics)) - mean_score(parity.metrics, list(metrics))
         if not lost <= bounds.max_loss:
             raise InputError(f"{where}: loses {lost:.2f} points of the task's score, allowed are {bounds.max_loss:g}; "
-                             f"not exported: leave out --int8, or raise --max-loss")  # fmt: skip
+                             f"not exported: leave that form out, or raise --max-loss")  # fmt: skip
 
 
 def text_rows(exportable: Exportable, texts: Sequence[str], origin: str) -> Rows:

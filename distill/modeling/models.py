@@ -83,7 +83,7 @@ def _fetch(name: str, weights: bool) -> Path:
     except Exception as error:  # the hub's client lets through the errors of whichever HTTP library it uses
         raise InputError(
             f"{name}: no such folder, and it could not be fetched from the hub ({first_line(error)}); check the name, "
-            f"go online, set HF_ENDPOINT to a mirror, or put the files into a folder and name that"
+            f"go online, set HF_ENDPOINT to a mirror, or put the files into a folder and name that; see docs/faq.md"
         ) from None
 
 
@@ -125,7 +125,7 @@ def load_masked_lm(folder: str | Path, *, need_head: bool = True, attention: str
     if missing and need_head:
         raise InputError(
             f"{folder}: no masked-language-model head ({len(missing)} weights missing, e.g. {missing[0]}), "
-            f"but its logits are used here; take a model saved with its head, or kd_weight 0"
+            f"but its logits are used here; take a model saved with its head, or kd_weight 0; see docs/faq.md"
         )
     return model
 
@@ -190,7 +190,7 @@ def check_same_tokens(a: BertTokenizer, b: BertTokenizer, *, a_name: str, b_name
     differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
     raise InputError(
         f"{a_name} and {b_name} have different vocabularies ({len(ours)} and {len(theirs)} tokens, {len(differing)} "
-        f"differ, e.g. '{differing[0]}'); teacher, student and data must share one"
+        f"differ, e.g. '{differing[0]}'); teacher, student and data must share one; see docs/faq.md"
     )
 
 
