@@ -1,4 +1,4 @@
-"""The commands that look at runs: `distill report`, `distill watch`; heavy imports inside."""
+"""The commands that look at runs and publish models: `distill report`, `watch`, `push`; heavy imports inside."""
 
 import json
 import time
@@ -15,6 +15,7 @@ def add_report_commands(app: typer.Typer) -> None:
     """Adds the commands to the main one."""
     app.command()(report)
     app.command()(watch)
+    app.command()(push)
 
 
 def report(run: Run) -> None:
@@ -56,3 +57,18 @@ def watch(
             time.sleep(LOOK_SECONDS)
             view = watched.look()
             live.update(draw(view, run), refresh=True)
+
+
+def push(
+    model: Annotated[Path, typer.Argument(help="model folder, e.g. saves/my-run/models/NAME")],
+    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; made if it is not there")],
+    private: Annotated[bool, typer.Option("--private", help="a repository that is made is private")] = False,
+) -> None:
+    """Upload a model folder with its card to the Hugging Face Hub in one commit.
+
+    Read its README.md first: it says what it was made of, and you choose its licence. The token is that of `hf auth
+    login` or HF_TOKEN; HF_ENDPOINT names another server.
+    """
+    from distill.publishing import push_model
+
+    typer.echo(push_model(model, repo_id, private=private))

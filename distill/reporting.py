@@ -6,14 +6,16 @@ from pathlib import Path
 
 from distill.errors import InputError
 from distill.examining import examine_models
+from distill.release.card import refresh_cards
 from distill.release.pictures import draw_curves
 from distill.release.report import write_report
 from distill.release.run_folder import open_run
 
 
 def report_run(folder: Path) -> tuple[Path, list[str]]:
-    """Writes the page and the pictures of a run. Returns the page and what could not be read, one line each.
+    """Writes the page, the pictures and the models' cards of a run.
 
+    Returns: the page, and what could not be read, one line each.
     Raises:
         InputError: no folder of a run.
         OSError: the disk takes no page.
@@ -22,6 +24,7 @@ def report_run(folder: Path) -> tuple[Path, list[str]]:
     run = open_run(folder)
     examine_models(run)
     draw_curves(run)
+    refresh_cards(run)
     return write_report(run), list(dict.fromkeys(run.problems))
 
 

@@ -28,7 +28,8 @@ from distill.pipeline import (
 )
 from distill.planning import StagePlan, plan_recipe
 from distill.recipe import Recipe
-from distill.release.card import model_card
+from distill.release.card import first_cards
+from distill.release.run_folder import RunFolder
 from distill.training.bookkeeping import describe_os_error
 from distill.training.loop import StageStopped, TrainingFailed
 from distill.training.metrics import StatusFile, read_status
@@ -106,7 +107,8 @@ def _lock_under_torchrun(output: Path, rank: int) -> AbstractContextManager[int 
 def _train(
     recipe: Recipe, plan: StagePlan, students: list[str], output: Path, stop: StopRequest, status: StatusFile
 ) -> None:
-    cards = {name: model_card(name, plan.stage.model_dump(), recipe.model_dump()) for name in students}
+    is_first = int(os.environ.get("RANK", 0)) == 0
+    cards = first_cards(students, RunFolder(output, recipe.model_dump())) if is_first else {}
     processes = join_processes()
     try:
         if CHILD not in os.environ:  # without our parent, the first process prepares the data

@@ -48,6 +48,7 @@ TOP = {
     "minirbt_flags",
     "nodes",
     "project_folders",
+    "publishing",
     "__main__",
     "__init__",
 }

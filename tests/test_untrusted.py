@@ -28,7 +28,8 @@ from distill.modeling.config import load_config
 from distill.modeling.counting import count_parameters
 from distill.modeling.models import load_masked_lm, load_tokenizer
 from distill.modeling.weights import read_weights
-from distill.release.card import model_card
+from distill.release.card import first_cards
+from distill.release.run_folder import RunFolder
 
 pytest_plugins = ["fixtures_cli"]
 
@@ -278,7 +279,7 @@ def test_a_model_card_shows_names_as_they_are():
             "stages": [{"name": "one", "teacher": evil, "students": students, "data": data, "steps": 1}],
         }
     ).model_dump()
-    card = model_card("small", recipe["stages"][0], recipe)
+    card = first_cards(["small"], RunFolder(Path("out"), recipe))["small"]
     lines = card.splitlines()
     assert lines.count("---") == 2 and "license: evil" not in lines
     assert not any(line.startswith("# <script>") for line in lines)

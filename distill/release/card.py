@@ -1,61 +1,250 @@
-"""The README.md of a model folder: what the model is and how to load it."""
+"""The README.md of a model folder: what the model is, where it comes from, what was measured, how to load it.
+
+A card is written with its model, and again when results are there (`refresh_cards`), as long as MARK stands in it: who
+takes that line out keeps what they wrote. Its metadata are the Hub's.
+"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
 
-def model_card(name: str, stage: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
-    """Markdown with Hub metadata for the student `name` of a resolved stage of a resolved recipe."""
-    student = stage["students"][name]
-    teacher = stage["teacher"]
+from distill.downstream.search import TAUGHT
+from distill.durable import write_whole
+from distill.json_file import short
+from distill.recipe import Student
+from distill.release.chain import Model, read_chain
+from distill.release.results import collect_results
+from distill.release.run_folder import RunFolder
+
+MARK = "<!-- Written by MiniDistill, and again when there are new results; remove this line to keep your changes. -->"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_TOLD = {"config", "init", "init_layers", "method", "seed", "matches", "temperature", "learning_rate", "scheduler",
+         "warmup_ratio"}  # fmt: skip
+"""Student fields that have a place of their own on the card; the others stand there if they are not the default."""
+
+
+def refresh_cards(run: RunFolder) -> None:
+    """Writes the cards of all finished students again that still are as they were written."""
+    chain, results = read_chain(run), collect_results(run.path, run.recipe, noting=run.noting)
+    for model in chain:
+        folder = run.model(model.name) if model.stage else None
+        card = folder / "README.md" if folder else None
+        with run.noting():
+            if card and card.is_file() and MARK in (before := card.read_text(encoding="utf-8", errors="replace")):
+                text = model_card(model.name, run, chain, results)
+                if text != before:
+                    write_whole(card, text)
+
+
+def first_cards(names: Sequence[str], run: RunFolder) -> dict[str, str]:
+    """The cards of students that are about to be trained: student -> Markdown."""
+    chain, results = read_chain(run), collect_results(run.path, run.recipe, noting=run.noting)
+    return {name: model_card(name, run, chain, results) for name in names}
+
+
+def model_card(name: str, run: RunFolder, chain: Sequence[Model], results: Mapping[str, Any]) -> str:
+    """Markdown with Hub metadata for the student `name` of a run, which may not be finished yet.
+
+    Args:
+        chain, results: of the run, as `read_chain` and `collect_results` give them.
+    """
+    model = next(model for model in chain if model.name == name)
+    stage = next(stage for stage in run.stages if name in stage["students"])
+    measured = {row["name"]: row for row in results["models"]}
+    parts = [
+        f"---\n{_metadata(model, measured.get(name))}\n---\n{MARK}\n# {name}",
+        _what_it_is(model, run),
+        "## Where it comes from\n\n" + _origin(model, measured),
+        "## Training data\n\n" + _data(stage, run),
+        "## Training\n\n" + _training(name, stage),
+        _results(model, stage, measured, results["most_common_share"], run),
+        _use(name),
+        "## Limits\n\n" + _limits(model, stage),
+        "## Licence\n\n" + _licence(model, stage),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _metadata(model: Model, row: Mapping[str, Any] | None) -> str:
+    """YAML as the Hub reads it."""
+    root = model.origin()[-1].name
+    results = [EvalResult(
+        task_type="fill-mask", dataset_type="text", dataset_name="held-out documents of the training text",
+        dataset_split="validation", metric_type="accuracy", metric_value=round(row["dev_accuracy"], 4),
+    )] if row and row["dev_accuracy"] is not None else None  # fmt: skip
+    data = ModelCardData(
+        language="zh", library_name="transformers", pipeline_tag="fill-mask",
+        tags=["bert", "minidistill", *(["knowledge-distillation"] if model.teacher else [])],
+        base_model=root if model.teacher and _is_hub_id(root) else None,
+        model_name=model.name if results else None, eval_results=results,
+    )  # fmt: skip
+    return data.to_yaml()
+
+
+def _is_hub_id(name: str) -> bool:
+    return _HUB_ID.fullmatch(name) is not None and not Path(name.split("/")[0]).exists()
+
+
+def _what_it_is(model: Model, run: RunFolder) -> str:
+    shape = ""
+    if model.config and model.counts:
+        shape = (
+            f" with {model.config.num_hidden_layers} layers, {model.config.hidden_size} wide: "
+            f"{model.counts.masked_lm:,} parameters, {model.counts.without_embeddings:,} without embeddings"
+        )
     origin = (
-        f"distilled from {_code(teacher)}" if teacher else "pre-trained by masked-language modelling, without a teacher"
-    )
+        f"It was distilled from {_code(_shown_name(model.teacher.name))}" if model.teacher
+        else "It was pre-trained by masked-language modelling, without a teacher,"
+    )  # fmt: skip
+    return f"A Chinese BERT encoder{shape}. {origin} with MiniDistill. It opens with `transformers` alone."
+
+
+def _origin(model: Model, measured: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = []
+    for one in reversed(model.origin()):
+        made = (
+            "given" if one.stage is None else f"stage {one.stage}" + (f", starts from {one.init}" if one.init else "")
+        )
+        accuracy = measured.get(one.name, {}).get("dev_accuracy")
+        size = f"{one.counts.masked_lm:,}" if one.counts else "-"
+        rows.append([_shown_name(one.name), one.shape() or "-", size, made,
+                     "-" if accuracy is None else f"{accuracy:.2%}"])  # fmt: skip
+    return _table(["model", "layers x width", "parameters", "made by", "dev MLM accuracy"], rows)
+
+
+def _data(stage: Mapping[str, Any], run: RunFolder) -> str:
+    data = stage["data"]
+    names = ", ".join(_code(_shown_name(name)) for name in data["text"] or [data["files"]])
+    dataset = run.dataset(stage)
+    info = run.json_at(dataset / "info.json") if dataset else {}
+    keys = ("rows", "tokens", "characters", "documents")
+    splits = [(split, info[split]) for split in ("train", "dev") if isinstance(info.get(split), dict)]
+    rows = [[split, *(_count(values.get(key)) for key in keys)] for split, values in splits]
+    segmenter = data["segmenter"]
+    words = f" Words were found by {_code(_shown_name(segmenter))}." if isinstance(segmenter, str) else ""
+    if isinstance(segmenter, dict):
+        words = f" Words were found by an LTP perceptron trained on {_code(_shown_name(segmenter['train']))}."
+    table = "\n\n" + _table(["split", *keys], rows) if rows else ""
+    return f"Text: {names}, masked {_describe_masking(data)}.{words}{table}"
+
+
+def _training(name: str, stage: Mapping[str, Any]) -> str:
+    student = stage["students"][name]
     length = f"{stage['steps']:,} steps" if stage["steps"] else f"{stage['epochs']:g} epochs"
     rows = [
-        ("stage", stage["name"]),
-        ("training", f"{length} of {stage['global_batch_size']:,} sequences of {stage['max_seq_length']} tokens"),
-        ("learning rate", f"{student['learning_rate']:g}, {student['scheduler']}, warm-up {student['warmup_ratio']:g}"),
-        *([("optimiser", "Muon")] if student["optimizer"] == "muon" else []),
-        *([("weights", f"moving average of the steps', decay {student['ema']:g}")] if student["ema"] else []),
-        ("masking", _describe_masking(stage["data"])),
-        ("seed", stage["seed"]),
+        ["length", f"{length} of {stage['global_batch_size']:,} sequences of {stage['max_seq_length']} tokens"],
+        ["learning rate", f"{student['learning_rate']:g}, {student['scheduler']}, warm-up {student['warmup_ratio']:g}"],
+        ["precision", stage["precision"]],
+        ["seed", str(stage["seed"] if student["seed"] is None else student["seed"])],
     ]
-    if teacher:
-        matches = student["matches"]
-        named = (
-            ", ".join(_code(m) if isinstance(m, str) else "a match given as object" for m in matches)
-            or "none (logits only)"
+    if stage["teacher"]:
+        matches = [_code(m) if isinstance(m, str) else "a match given as object" for m in student["matches"]]
+        rows += [["method", student["method"]]] if student["method"] else []
+        rows += [["temperature", f"{student['temperature']:g}"],
+                 ["layer matches", ", ".join(matches) or "none (logits only)"]]  # fmt: skip
+    if student["init_layers"]:
+        rows.append(["layers taken from the teacher", ", ".join(map(str, student["init_layers"]))])
+    for field, info in Student.model_fields.items():
+        if field not in _TOLD and student[field] != info.default:
+            rows.append([field, _code(short(student[field]))])
+    return _table(["", ""], rows)
+
+
+def _results(
+    model: Model, stage: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]], shares: Mapping[str, Any],
+    run: RunFolder,
+) -> str:  # fmt: skip
+    """What was measured of this model and those it comes from; empty if nothing was."""
+    parts = []
+    row = measured.get(model.name)
+    if row and row["dev_accuracy"] is not None:
+        share, seed = shares.get(stage["name"]), stage["students"][model.name]["seed"]
+        base = f"; always guessing the commonest token: {share:.2%}" if share is not None else ""
+        parts.append(
+            f"Masked-language modelling on held-out documents: accuracy {row['dev_accuracy']:.2%}, loss "
+            f"{row['dev_loss']:.3f} nats (one run, seed {stage['seed'] if seed is None else seed}{base})."
         )
-        if student["method"]:
-            rows.append(("method", student["method"]))
-        rows += [("temperature", f"{student['temperature']:g}"), ("layer matches", named)]
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
-    return f"""---
-language: zh
-library_name: transformers
-pipeline_tag: fill-mask
-tags:
-- bert
-- knowledge-distillation
----
-# {name}
+    tables = run.json("report/tables.json").get("tables")
+    family = {name for one in model.origin() for name in (one.name, f"{one.name}{TAUGHT}")}
+    for title, key in (("Fine-tuned; the setting was chosen on dev, which flatters dev", "details"),
+                       ("Relative to the teacher", "relative"), ("Speed", "latency")):  # fmt: skip
+        rows = tables.get(key) if isinstance(tables, dict) else None
+        own = [r for r in rows if isinstance(r, dict) and r.get("Model") in family] if isinstance(rows, list) else []
+        if any(r["Model"].removesuffix(TAUGHT) == model.name for r in own):
+            head = [str(cell) for cell in own[0]]
+            parts.append(f"{title}:\n\n" + _table(head, [[str(r.get(cell, "-")) for cell in head] for r in own]))
+    return "## Results\n\n" + "\n\n".join(parts) if parts else ""
 
-A Chinese BERT encoder, {origin}.
 
-| | |
-|---|---|
-{table}
+def _use(name: str) -> str:
+    return f"""## Use
 
 ```python
 from transformers import BertForMaskedLM, BertTokenizer, pipeline
 
 tokenizer = BertTokenizer.from_pretrained("{name}")
 model = BertForMaskedLM.from_pretrained("{name}")
-pipeline("fill-mask", model=model, tokenizer=tokenizer)
+pipeline("fill-mask", model=model, tokenizer=tokenizer)("中国的首都是[MASK]京。")
 ```
-"""
+
+`"{name}"` is this folder, or the id it has on the Hub. For a task, load it as `BertForSequenceClassification` or its
+like and fine-tune; small encoders often want a higher learning rate than BERT-base: MiniRBT's was 1e-4."""
+
+
+def _limits(model: Model, stage: Mapping[str, Any]) -> str:
+    positions = f" of at most {model.config.max_position_embeddings} tokens" if model.config else ""
+    return (
+        f"- It reads sequences{positions}, was trained on {stage['max_seq_length']}, and writes no text.\n"
+        "- Its language modelling was measured on text like that it was trained on; other text was not tried.\n"
+        "- It has the errors and the prejudices of its training text and of its teacher. Nobody has looked for them.\n"
+        "- A smaller model than its teacher knows fewer facts and rare words; test it on your task first."
+    )
+
+
+def _licence(model: Model, stage: Mapping[str, Any]) -> str:
+    """What whoever publishes the model has to look at; MiniDistill gives it no licence."""
+    root = model.origin()[-1]
+    lines = [
+        "No licence is chosen here: who publishes these weights chooses one that allows for what they were made of."
+    ]
+    if model.teacher and root.stage is None:
+        lines.append(f"- The teacher {_code(_shown_name(root.name))} has its own terms, which may reach its students.")
+    lines.append("- The training text has its own terms.")
+    if _uses_ltp(stage["data"]["segmenter"]):
+        lines.append(
+            "- Words were found by [LTP](https://github.com/HIT-SCIR/ltp), which is free for universities, institutes "
+            "of the Chinese Academy of Sciences and individual researchers; companies must pay for it."
+        )
+    return lines[0] + "\n\n" + "\n".join(lines[1:])
+
+
+def _uses_ltp(segmenter: Any) -> bool:
+    return isinstance(segmenter, dict) or isinstance(segmenter, str) and segmenter.startswith("ltp")
+
+
+def _shown_name(name: str) -> str:
+    """A name or a relative path as it is, of an absolute path the last part: where files lie is nobody's business."""
+    kind, colon, path = name.partition(":")
+    is_path = colon and PurePath(path).is_absolute()
+    return f"{kind}:{PurePath(path).name}" if is_path else PurePath(name).name if PurePath(name).is_absolute() else name
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else "-"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose cells hold what they hold."""
+    lines = [head, ["---"] * len(head), *([_cell(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    line = "".join(c if c.isprintable() else " " for c in text)
+    return line if line.startswith("`") else line.replace("|", "\\|").replace("<", "&lt;")
 
 
 def _code(text: str) -> str:
@@ -67,7 +256,8 @@ def _code(text: str) -> str:
 
 def _describe_masking(data: Mapping[str, Any]) -> str:
     share = data["mask_probability"]
+    kind = {"whole_word": "word by word", "token": "token by token", "span": "in spans"}[data["mask"]]
     if isinstance(share, Mapping):
-        return f"{data['mask']}, {share['start']:g} to {share['end']:g} of the tokens ({share['schedule']})"
+        return f"{kind}, {share['start']:g} to {share['end']:g} of the tokens ({share['schedule']})"
     copies = f", {data['static_masks']} fixed masks a row" if data["static_masks"] else ""
-    return f"{data['mask']}, {share:g} of the tokens{copies}"
+    return f"{kind}, {share:g} of the tokens{copies}"

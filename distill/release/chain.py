@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from transformers import BertConfig
@@ -22,8 +23,11 @@ class Model:
     init: str | None = None
     is_finished: bool = False
     config: BertConfig | None = None
-    counts: Parameters | None = None
     students: list["Model"] = field(default_factory=list)
+
+    @cached_property
+    def counts(self) -> Parameters | None:
+        return count_parameters(self.config) if self.config else None
 
     def origin(self) -> list["Model"]:
         """This model, its teacher, its teacher's teacher, and so on."""
@@ -61,5 +65,4 @@ def _sized(run: RunFolder, model: Model, config: Path) -> Model:
     if (config / "config.json").is_file() or config.is_file():
         with run.noting():
             model.config = load_config(config)
-            model.counts = count_parameters(model.config)
     return model

@@ -6,7 +6,6 @@
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -228,7 +227,7 @@ def collect_datasets(run: RunFolder) -> list[dict[str, Any]]:
             users.setdefault(dataset, []).append(stage)
     found = []
     for dataset, stages in users.items():
-        info = run.json(os.path.relpath(dataset / "info.json", run.path))
+        info = run.json_at(dataset / "info.json")
         inspection = None
         tokenizer = run.tokenizer(stages[0])
         if tokenizer:

@@ -68,7 +68,10 @@ class RunFolder:
 
     def json(self, name: str) -> dict[str, Any]:
         """The object in a file of the folder; empty if it is missing, or damaged, which is noted."""
-        path = self.path / name
+        return self.json_at(self.path / name)
+
+    def json_at(self, path: Path) -> dict[str, Any]:
+        """The same of any file."""
         if path.is_file():
             with self.noting():
                 return read_object(path, what="a file of a run")
