@@ -16,7 +16,7 @@ from test_finetune import KINDS, make_task, write_encoder
 from tokenizers import Tokenizer
 from transformers import BertModel, BertTokenizer
 
-from distill.downstream.export import write_graph
+from distill.downstream.export import write_graph, write_tokenizer
 from distill.downstream.exportable import load_exportable, pool
 from distill.downstream.finetune import predict
 from distill.downstream.onnx_model import open_onnx, quantize_rows, write_int4, write_int8
@@ -36,7 +36,7 @@ def write_finetuned(folder, task_folder, kind):
     """A fine-tuned model of that kind with a random head, and its task."""
     task = make_task(task_folder, kind, train=8)
     data = load_task_data(task, str(task_folder), ["dev"])
-    encoder = write_encoder(folder.with_name("encoder"))
+    encoder = write_encoder(folder.with_name("encoder"), layers=1)
     model, tokenizer = load_for_finetuning(encoder, task, data.labels, max_length=64, seed=1)
     torch.manual_seed(1)
     for weight in model.parameters():  # a new head's weights are small, its biases 0
@@ -359,6 +359,20 @@ def test_batches_of_several_lengths_are_joined(tmp_path):
     made = load_exportable(tmp_path / "model")
     (joined,) = join(made, [(np.ones((2, 3, 5), np.float32),), (np.ones((1, 4, 5), np.float32),)])
     assert joined.shape == (3, 4, 5) and (joined[:2, 3] == -100).all() and joined[:2, :3].all()
+
+
+def test_a_cased_vocabulary_keeps_its_case_in_the_export(tmp_path):
+    """Its folder forgets to say so, as haisongzhang/roberta-tiny-cased does; tokenizer.json has to know."""
+    folder = write_encoder(tmp_path / "m", vocabulary=45)
+    (folder / "tokenizer_config.json").unlink()
+    vocabulary = (
+        (folder / "vocab.txt").read_text(encoding="utf-8").replace("[unused0]", "Hello").replace("[unused1]", "hello")
+    )
+    (folder / "vocab.txt").write_text(vocabulary, encoding="utf-8")
+    made = load_exportable(folder)
+    write_tokenizer(made, tmp_path)
+    ids = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("Hello hello").ids
+    assert ids == made.tokenizer("Hello hello")["input_ids"] == [2, 35, 36, 3]
 
 
 def test_sample_texts_are_sentences_and_documents():

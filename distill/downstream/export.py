@@ -21,7 +21,7 @@ import torch
 from distill.downstream.exportable import Exportable, GraphModule, plain_attention
 from distill.downstream.latency import Shape, Timing, describe_machine, make_shapes, time_shape, using_threads
 from distill.downstream.onnx_model import INPUTS, Inputs, Run, open_onnx, write_int4, write_int8, write_onnx
-from distill.downstream.parity import Bounds, Rows, check_exact, check_kept, check_parity, reference_outputs
+from distill.downstream.parity import Bounds, Rows, check_exact, check_kept, check_parity, make_reference
 from distill.downstream.scores import Table
 from distill.downstream.tags import tag_names
 from distill.durable import place_folder, write_json
@@ -59,6 +59,7 @@ def export_model(
     Raises:
         InputError: an export beyond the bounds; nothing of it is left.
     """
+    output = output.absolute()
     partial_folder = output.with_name(f".partial-{output.name}")
     shutil.rmtree(partial_folder, ignore_errors=True)
     partial_folder.mkdir(parents=True)
@@ -74,9 +75,10 @@ def _fill_folder(
     exportable: Exportable, folder: Path, rows: Rows, quantized: Sequence[str], bounds: Bounds,
     teacher: Exportable | None, threads: int, seconds: float, show: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
-    reference = reference_outputs(exportable, rows)
-    metrics = rows.measure(reference) if rows.measure else None
-    forms: dict[str, dict[str, Any]] = {"torch": {"bytes": weight_bytes(exportable.folder), "metrics": metrics}}
+    reference = make_reference(exportable, rows)
+    forms: dict[str, dict[str, Any]] = {
+        "torch": {"bytes": weight_bytes(exportable.folder), "metrics": reference.metrics}
+    }
     for form in ("onnx", *quantized):
         path = folder / FILES[form]
         if form == "onnx":
@@ -88,7 +90,7 @@ def _fill_folder(
         if form == "onnx":
             check_exact(where, parity)
         else:
-            check_kept(where, parity, metrics, bounds)
+            check_kept(where, parity, reference.metrics, bounds)
         forms[form] = {
             "file": path.name, "bytes": path.stat().st_size, "max_abs_difference": parity.max_abs,
             "cosine": parity.cosine, "metrics": parity.metrics,
@@ -98,7 +100,7 @@ def _fill_folder(
     if teacher:
         forms["teacher"] = {"model": str(teacher.folder), "bytes": weight_bytes(teacher.folder)}
     timings = time_forms(exportable, folder, tuple(forms), teacher, threads=threads, seconds=seconds)
-    _write_tokenizer(exportable, folder)
+    write_tokenizer(exportable, folder)
     shutil.copyfile(config_file(exportable.folder), folder / "config.json")
     machine = {key: value for key, value in describe_machine().items() if key != "gpu"}
     found = {
@@ -149,7 +151,7 @@ def _random_inputs(models: Sequence[Exportable], shape: Shape) -> Inputs:
     return dict(zip(INPUTS, (tokens, np.ones_like(tokens), np.zeros_like(tokens)), strict=True))
 
 
-def _write_tokenizer(exportable: Exportable, folder: Path) -> None:
+def write_tokenizer(exportable: Exportable, folder: Path) -> None:
     """Writes the tokenizer's files, tokenizer.json among them, which needs no transformers."""
     exportable.tokenizer.save_pretrained(folder)
     vocabulary = exportable.folder / "vocab.txt"

@@ -24,6 +24,8 @@ from distill.errors import InputError
 BATCH_SIZE = 16
 MAX_DIFFERENCE = 1e-4
 """Of float32 outputs, times the largest reference value if that is above 1."""
+LOGITS_STEP = 8
+"""Of a masked-LM model's tokens, one in so many is compared: 256 lines of logits can be 10 GB."""
 _PADDING = -100.0
 """What stands beyond a row's tokens where batches of several lengths are joined; nothing reads it."""
 
@@ -37,6 +39,15 @@ class Rows:
     batches: Sequence[Inputs]
     measure: Callable[[Sequence[Outputs]], dict[str, float]] | None = None
     """The task's metrics of the outputs of all batches, in percent; None where labels are not known."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the model itself gives for rows."""
+
+    values: list[list[NDArray[np.float32]]]
+    """Batch -> output -> what of it is compared, [rows or tokens, columns]."""
+    metrics: dict[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -98,23 +109,33 @@ class Parity:
         return float(np.max([difference.max_abs for difference in self.differences.values()]))
 
 
-def check_parity(exportable: Exportable, run: Run, rows: Rows, reference: Sequence[Outputs]) -> Parity:
+def make_reference(exportable: Exportable, rows: Rows) -> Reference:
+    """Runs the model itself on the rows."""
+    values, kept = [], []
+    for inputs in rows.batches:
+        outputs = exportable.run(inputs)
+        values.append(_values(exportable, inputs, outputs))
+        kept.append(outputs if rows.measure else ())
+    return Reference(values, rows.measure(kept) if rows.measure else None)
+
+
+def check_parity(exportable: Exportable, run: Run, rows: Rows, reference: Reference) -> Parity:
     """Runs an export on rows and compares it with what the model itself gave."""
-    expected = [_values(exportable, inputs, outputs) for inputs, outputs in zip(rows.batches, reference, strict=True)]
-    differences = [Difference(arrays) for arrays in zip(*expected, strict=True)]
+    differences = [Difference(arrays) for arrays in zip(*reference.values, strict=True)]
     kept = []
-    for inputs, arrays in zip(rows.batches, expected, strict=True):
-        found = run(inputs)
-        for difference, a, b in zip(differences, arrays, _values(exportable, inputs, found), strict=True):
+    for inputs, expected in zip(rows.batches, reference.values, strict=True):
+        outputs = run(inputs)
+        for difference, a, b in zip(differences, expected, _values(exportable, inputs, outputs), strict=True):
             difference.add(a, b)
-        kept.append(found if rows.measure else ())
+        kept.append(outputs if rows.measure else ())
     named = dict(zip(exportable.outputs, differences, strict=True))
     return Parity(named, rows.measure(kept) if rows.measure else None)
 
 
 def _values(exportable: Exportable, inputs: Inputs, outputs: Outputs) -> list[NDArray[np.float32]]:
-    """Each output as [rows or tokens, columns], without padding."""
-    tokens = inputs["attention_mask"] == 1
+    """What of each output is compared, [rows or tokens, columns]: no padding, and of a vocabulary's logits a share."""
+    step = LOGITS_STEP if exportable.kind == "masked-lm" else 1
+    tokens = tuple(places[::step] for places in np.nonzero(inputs["attention_mask"]))
     kept = [array[tokens] if exportable.is_per_token(name) else array
             for name, array in zip(exportable.outputs, outputs, strict=True)]  # fmt: skip
     return [array.reshape(len(array), -1) for array in kept]
@@ -193,8 +214,3 @@ def _encode_texts(exportable: Exportable, texts: Sequence[str]) -> Inputs:
 
 def _slices(features: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     return (list(features[start : start + BATCH_SIZE]) for start in range(0, len(features), BATCH_SIZE))
-
-
-def reference_outputs(exportable: Exportable, rows: Rows) -> list[Outputs]:
-    """What the model itself gives for the rows."""
-    return [exportable.run(inputs) for inputs in rows.batches]
