@@ -24,6 +24,9 @@ def report(run: Run) -> None:
     The page needs no network and opens from disk; curves are also written as PNG. It works while a run is going on and
     says what is not there yet; files that cannot be read are named on the page. A run writes it at its end by itself.
     """
+    from distill.release.run_folder import open_run
+
+    open_run(run)  # what is no run is said before torch is imported
     from distill.reporting import report_run
 
     page, problems = report_run(run)

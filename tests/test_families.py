@@ -128,7 +128,7 @@ def test_uers_two_stages_go_on_from_each_other(tiny):
         stage |= {"max_seq_length": length, "steps": steps, "global_batch_size": 16, "micro_batch_size": 4,
                   "log_every": 1, "save_every": steps, "learning_rate": stage["learning_rate"] * 10}  # fmt: skip
     recipe["stages"][0]["students"]["chinese_roberta_L-8_H-512-seq128"]["config"] = "tiny.json"
-    tiny.write("uer.json", recipe | {"output_dir": "out"})
+    tiny.write("uer.json", recipe | {"output_dir": "out", "report": False})
     assert run("train", "uer.json") == 0
     first, second = (records(tiny.root / "out", name) for name in ("seq128", "seq512"))
     last = sum(record["loss"] for record in first[-5:]) / 5
@@ -149,6 +149,7 @@ def test_a_small_text_is_learned_by_heart(tiny):
     data = {"text": ["sample"], "dev": ["again"], "tokenizer": "teacher", "packing": "lines", "mask": "token"}
     tiny.write("overfit.json", {
         "output_dir": "out",
+        "report": False,
         "stages": [{"name": "mlm", "data": data, "max_seq_length": 32, "steps": 300, "global_batch_size": 22,
                     "eval_every": 300, "students": {"tiny": {"config": "tiny.json", "learning_rate": 2e-3}}}],
     })  # fmt: skip
@@ -168,7 +169,7 @@ def test_roberta_tiny_cased_keeps_case_from_text_to_model(tiny, caplog):
     recipe["defaults"] |= {"max_seq_length": 32, "global_batch_size": 8, "steps": 100, "learning_rate": 1e-3}
     del recipe["defaults"]["epochs"]
     recipe["stages"][0]["students"]["RoBERTa-tiny-cased"]["config"] = "cased.json"
-    tiny.write("recipe.json", recipe | {"output_dir": "out"})
+    tiny.write("recipe.json", recipe | {"output_dir": "out", "report": False})
     assert run("train", "recipe.json") == 0
     folder = tiny.root / "out/models/RoBERTa-tiny-cased"
     assert records(tiny.root / "out", "mlm")[-1]["loss"] < 1.5
@@ -194,7 +195,7 @@ def test_rbt3_begins_with_its_teachers_layers_and_keeps_learning(tiny):
     recipe["stages"][0]["teacher"] = "teacher"
     recipe["stages"][0]["students"]["RBT3"]["config"] = "three.json"
     tiny.write("three.json", bert(num_hidden_layers=3))
-    tiny.write("recipe.json", recipe | {"output_dir": "out"})
+    tiny.write("recipe.json", recipe | {"output_dir": "out", "report": False})
     assert run("train", "recipe.json") == 0
     teacher, student = (load_masked_lm(folder).state_dict() for folder in ("teacher", "out/models/RBT3"))
     assert student.keys() < teacher.keys()

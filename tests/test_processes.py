@@ -37,6 +37,7 @@ def write_recipe(world: Path, *, output: str, stages, **defaults) -> Path:
     write_text(world / "text.txt")
     recipe = {
         "output_dir": output,
+        "report": False,
         "defaults": {
             "data": {"text": ["text.txt"], "mask": "token", "dev": 0.2, "tokenizer": "teacher"}, "precision": "fp32",
             "max_seq_length": LENGTH, "log_every": 1, "max_grad_norm": 1.0, "learning_rate": 1e-3, **defaults,

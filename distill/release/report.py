@@ -6,6 +6,7 @@
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from distill.durable import write_whole
 from distill.recipe import TEACHER
 from distill.release.chain import Model, read_chain, roots
 from distill.release.charts import encoder_drawing, heat_chart, line_chart, scatter_chart
-from distill.release.results import collect_results
+from distill.release.results import collect_results, read_dev_records
 from distill.release.run_folder import EXAMPLES_FILE, RunFolder, Series
 
 NUM_ROWS = 3
@@ -58,35 +59,62 @@ def collect_parts(run: RunFolder) -> dict[str, Any]:
     """Everything that the template shows, by the name it has there."""
     models = read_chain(run)
     results = collect_results(run.path, run.recipe, noting=run.noting)
+    rows = _add_unfinished(run, results["models"], models)
     stages = [collect_stage(run, stage) for stage in run.stages]
     tasks = run.json("report/tables.json")
     times = [time for stage in run.stages for time in collect_times(run, stage)]
     parts = {
         "name": run.path.resolve().name,
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "roots": list(roots(models)), "cards": _describe_models(models, results, stages), "models": models,
-        "results": results, "shares": sorted({s for s in results["most_common_share"].values() if s is not None}),
+        "roots": list(roots(models)), "cards": _describe_models(models, rows, stages), "models": models,
+        "rows": rows, "shares": sorted({s for s in results["most_common_share"].values() if s is not None}),
         "stages": stages, "tables": _tables(tasks), "quality": collect_quality(tasks),
         "has_tasks": run.recipe["finetune"] is not None,
         "examples": collect_examples(run), "similarity": collect_similarity(run), "datasets": collect_datasets(run),
         "times": times, "machines": _distinct(time["machine"] for time in times),
         "versions": _distinct(time["versions"] for time in times),
-        "tokens": sum(model["tokens"] or 0 for model in results["models"] if model["teacher"] or model["steps"]),
+        "tokens": sum(row["tokens"] or 0 for row in rows),
         "recipe": json.dumps(run.recipe, indent=1, ensure_ascii=False),
         "row_style": Markup(ROW_STYLE), "row_legend": Markup(legend_html()),
     }  # fmt: skip
     return {**parts, "problems": list(dict.fromkeys(run.problems))}  # last: collecting finds them
 
 
+def _add_unfinished(run: RunFolder, rows: Sequence[Mapping[str, Any]], models: Sequence[Model]) -> list[dict[str, Any]]:
+    """The rows of collect_results, with the sizes of given teachers, and those of students that are being trained."""
+    finished = {row["name"]: row for row in rows}
+    records = {stage["name"]: read_dev_records(run.stage_folder(stage) / "metrics.jsonl") for stage in run.stages}
+    shown = []
+    for model in models:
+        row = finished.get(model.name) if model.is_finished else None
+        record = records.get(model.stage or "", {}).get(model.name)
+        if row is None and record:
+            row = {"steps": record.get("step"), "tokens": record.get("tokens"),
+                   "dev_accuracy": record.get("accuracy"), "dev_loss": record.get("mlm_loss")}  # fmt: skip
+        if row:
+            values = {key: _number_or_none(row[key]) for key in ("steps", "tokens", "dev_accuracy", "dev_loss")}
+            counts = model.counts
+            shown.append({
+                "name": model.name, "teacher": model.teacher.name if model.teacher else None, **values,
+                "parameters": counts.masked_lm if counts else None,
+                "without_embeddings": counts.without_embeddings if counts else None, "is_finished": model.is_finished,
+            })  # fmt: skip
+    return shown
+
+
+def _number_or_none(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
 def _describe_models(
-    models: Sequence[Model], results: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]
+    models: Sequence[Model], rows: Sequence[Mapping[str, Any]], stages: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """name -> drawing, state and dev accuracy."""
     configs = [model.config for model in models if model.config]
     most_layers = max((config.num_hidden_layers for config in configs), default=1)
     most_width = max((config.hidden_size for config in configs), default=1)
     largest = max((model.counts.masked_lm for model in models if model.counts), default=1)
-    accuracies = {row["name"]: row["dev_accuracy"] for row in results["models"]}
+    accuracies = {row["name"]: row["dev_accuracy"] for row in rows}
     states = {stage["name"]: stage for stage in stages}
     found = {}
     for model in models:
