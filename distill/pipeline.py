@@ -296,8 +296,9 @@ def describe_cost(plan: StagePlan, students: list[str]) -> list[str]:
     if stage.steps:
         tokens = stage.steps * stage.global_batch_size * length
         lines.append(f"{tokens:,} tokens x {flops / 1e6:.3g} MFLOPs = {tokens * flops:.3g} FLOPs")
-    # Weights, gradients and two moments in float32 for a student, weights alone for the teacher.
-    memory = 16 * sum(counts.values()) + (4 * count_parameters(plan.teacher.config).masked_lm if plan.teacher else 0)
+    # Weights, gradients, two moments, and a moving average if wanted, in float32; the teacher's weights alone.
+    memory = sum((20 if stage.students[name].ema else 16) * count for name, count in counts.items())
+    memory += 4 * count_parameters(plan.teacher.config).masked_lm if plan.teacher else 0
     lines.append(f"weights and optimiser: {memory / 1e6:,.1f} MB a process, activations not counted")
     return lines
 
