@@ -161,6 +161,9 @@ class Student(Section):
     )  # fmt: skip
     matches: list[str | dict[str, Any]] = Field([], description="layer matches: names, TextBrewer dicts or JSON paths")
     temperature: Annotated[float, Field(gt=0)] = Field(8.0, description="softens both logits of the KD term")
+    temperature_end: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="temperature at the last step, reached linearly from `temperature`; none = it stays"
+    )
     kd_loss: str = Field("ce", description="TextBrewer's KD loss: ce or mse")
     kd_weight: NonNegative = Field(1.0, description="weight of the KD term")
     kd_scale: Literal["none", "tau_squared"] = Field("none", description="tau_squared multiplies KD by temperature^2")
@@ -293,6 +296,9 @@ class Stage(Section):
             if student.kd_loss != "ce":
                 raise ValueError(f"student '{name}': kd_loss '{student.kd_loss}' needs all logits; a teacher_cache "
                                  f"serves 'ce' alone")  # fmt: skip
+            if student.temperature_end is not None:
+                raise ValueError(f"student '{name}' has 'temperature_end', but a teacher_cache is made at one "
+                                 f"temperature; leave one of them out")  # fmt: skip
             if not student.kd_weight:
                 raise ValueError(f"student '{name}': kd_weight 0 uses no logits; leave 'teacher_cache' out")
         temperatures = sorted({student.temperature for student in self.students.values()})

@@ -51,6 +51,7 @@ def loss_and_gradients(*, compiled, matches, batches, dtype=torch.float32):
     losses = []
     for number, batch in enumerate(batches):
         run.objective.balance({"kd": 2.0 + number})
+        run.objective.set_temperature(4.0 - number, factor=1.0 + number)
         features = teacher(batch)[run.objective.teacher_needs.attention]
         loss, terms = run.loss(batch, features, dict.fromkeys(UNITS, 0.5))
         loss.backward()
@@ -62,7 +63,7 @@ def loss_and_gradients(*, compiled, matches, batches, dtype=torch.float32):
 @needs_compiler
 @pytest.mark.slow
 def test_losses_and_gradients_are_the_same_but_for_rounding_and_there_is_one_graph():
-    """Also while the factor that balances a term changes."""
+    """Also while the factor that balances a term, and the temperature, change."""
     matches = ("uniform", "uniform:attention_mse")
     batches = [make_batch([LENGTH, 9, 12, LENGTH], masked, seed=n) for n, masked in
                enumerate([[3, 1, 2, 1], [2, 2, 5, 1], [4, 1, 1, 2]])]  # fmt: skip

@@ -58,7 +58,7 @@ def test_weights_are_bit_equal_with_and_without_measuring():
 
 def test_factors_give_each_term_the_share_of_its_weight_and_keep_the_sum():
     norms, weights = {"kd": 0.001, "mlm": 2.0, "hidden": 5.0}, {"kd": 1.0, "mlm": 0.5, "hidden": 2.5}
-    factors = balance_factors(norms, weights)
+    factors = balance_factors(norms, weights, weights)
     pulls = {name: weights[name] * factors[name] * norm for name, norm in norms.items()}
     assert sum(pulls.values()) == pytest.approx(0.001 + 1.0 + 12.5)
     assert pulls["mlm"] / pulls["kd"] == pytest.approx(0.5) and pulls["hidden"] / pulls["kd"] == pytest.approx(2.5)
@@ -67,15 +67,24 @@ def test_factors_give_each_term_the_share_of_its_weight_and_keep_the_sum():
 @pytest.mark.parametrize("norms", [{"kd": 0.0, "mlm": 3.0}, {"mlm": 3.0}])
 def test_a_term_without_gradient_or_weight_gets_no_factor(norms):
     weights = {"kd": 1.0, "mlm": 2.0, "hidden": 0.0}
-    assert balance_factors({**norms, "hidden": 4.0}, weights) == {"mlm": 1.0}
-    assert balance_factors({}, weights) == {}
+    assert balance_factors({**norms, "hidden": 4.0}, weights, weights) == {"mlm": 1.0}
+    assert balance_factors({}, weights, weights) == {}
+
+
+def test_the_factor_of_the_temperature_is_no_share():
+    student = start_run(kd_weight=2.0, kd_scale="tau_squared", temperature=3.0, mlm_weight=0.5)
+    shares, weights = student.term_shares(), student.objective.term_weights()
+    assert (shares["kd"], weights["kd"], shares["mlm"]) == (2.0, 18.0, 0.5)
+    norms = dict.fromkeys(weights, 1.0)
+    factors = balance_factors(norms, weights, shares)
+    assert weights["kd"] * factors["kd"] == pytest.approx(4 * weights["mlm"] * factors["mlm"])
 
 
 def test_balanced_weights_are_those_of_the_loss_and_of_the_log():
     student = start_run(matches=MATCHES, kd_weight=3.0, mlm_weight=0.5, dropout=0.0)
     teacher, objective = start_teacher(student), student.objective
     norms, weights = term_gradient_norms(objective, BATCH, teacher), objective.term_weights()
-    objective.balance(balance_factors(norms, weights))
+    objective.balance(balance_factors(norms, weights, weights))
     share = dict.fromkeys(("masked", "tokens", "token_pairs", "sequences"), 1.0)
     loss, terms = objective.eval()(BATCH, teacher(BATCH)[False], share)
     factors = objective.factors()

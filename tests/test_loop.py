@@ -19,6 +19,7 @@ from distill.training.student import StudentRun
 
 TEACHER = tiny_config(layers=4, width=32, heads=4, initializer_range=0.2)
 STUDENT = tiny_config(layers=2, width=16, heads=4, dropout=0.1)
+STILL = tiny_config(layers=2, width=16, heads=4)
 FLOAT32 = autocast_for(torch.float32, ALONE.device)
 BATCH = make_batch([LENGTH, 9, 12, LENGTH], [3, 1, 2, 1])
 
@@ -208,6 +209,29 @@ def test_schedules_of_transformers_are_taken(name):
 def test_schedules_that_are_unknown_or_need_more_are_refused(name):
     with pytest.raises(InputError, match=f"here: scheduler '{name}' cannot be used"):
         check_scheduler(name, where="here")
+
+
+@pytest.mark.parametrize("kd_scale", ["none", "tau_squared"])
+def test_a_temperature_moves_linearly_from_the_first_step_to_the_last(kd_scale):
+    """With a learning rate of next to nothing each step is one of a student at that temperature."""
+    settings = {"kd_scale": kd_scale, "matches": (), "learning_rate": 1e-30, "kd_weight": 3.0, "max_grad_norm": 0}
+    keys = ("kd", "loss", "grad_norm")
+    moving = start_run(steps=4, temperature=8.0, temperature_end=2.0, config=STILL, **settings)
+    found = [report.values["student"] for report in run([moving], [[BATCH]] * 4)]
+    for line, temperature in zip(found, (8.0, 6.0, 4.0, 2.0), strict=True):
+        (report,) = run([start_run(temperature=temperature, config=STILL, **settings)], [[BATCH]])
+        expected = report.values["student"]
+        assert [line[key] for key in keys] == pytest.approx([expected[key] for key in keys], rel=1e-5)
+    assert moving.objective.term_weights()["kd"] == 3.0 * (4.0 if kd_scale == "tau_squared" else 1.0)
+
+
+def test_a_student_that_goes_on_has_the_temperature_of_its_step():
+    before, whole, later = (start_run(steps=4, temperature=8.0, temperature_end=2.0) for _ in range(3))
+    list(run([before], [[BATCH]] * 2))
+    later.load(before.tensors(), before.state())
+    (found,) = run([later], [[BATCH]], first_step=2, last_step=3)
+    *_, expected = run([whole], [[BATCH]] * 3)
+    assert found.values["student"]["kd"] == expected.values["student"]["kd"]
 
 
 def test_matrices_decay_and_biases_and_layer_norms_do_not():

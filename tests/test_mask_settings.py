@@ -10,7 +10,7 @@ from distill.corpus.batches import DevBatches, StepBatches
 from distill.corpus.masking import MaskVocabulary
 from distill.corpus.packing import PackedRows
 from distill.corpus.rows import RowWriter
-from distill.corpus.schedule import scheduled_probability
+from distill.corpus.schedule import scheduled_value
 from distill.errors import InputError
 from distill.recipe import MaskSchedule
 from distill.recipe_file import check_data_fields
@@ -52,7 +52,7 @@ def masks_by_row(batches):
 
 @pytest.mark.parametrize("shape, middle", [("linear", 0.225), ("cosine", 0.225)])
 def test_schedule_goes_from_start_to_end(shape, middle):
-    at = functools.partial(scheduled_probability, steps=101, start=0.3, end=0.15, shape=shape)
+    at = functools.partial(scheduled_value, steps=101, start=0.3, end=0.15, shape=shape)
     values = [at(step) for step in range(101)]
     assert (values[0], values[-1]) == (0.3, pytest.approx(0.15)) and values[50] == pytest.approx(middle)
     assert values == sorted(values, reverse=True)
@@ -61,12 +61,12 @@ def test_schedule_goes_from_start_to_end(shape, middle):
 
 
 def test_schedule_of_one_step_is_its_start():
-    assert scheduled_probability(0, steps=1, start=0.3, end=0.15, shape="linear") == 0.3
+    assert scheduled_value(0, steps=1, start=0.3, end=0.15, shape="linear") == 0.3
 
 
 @pytest.mark.parametrize("mask", ["whole_word", "token", "span"])
 def test_batches_follow_the_schedule(rows, mask):
-    at = functools.partial(scheduled_probability, steps=11, start=0.3, end=0.15, shape="linear")
+    at = functools.partial(scheduled_value, steps=11, start=0.3, end=0.15, shape="linear")
     steps = pickle.loads(pickle.dumps(make_steps(rows, probability=at, mask=mask)))
     counts = [len(steps[step][0].labels) / NUM_ROWS for step in (0, 5, 10)]
     assert counts == [30, 22, 15]
@@ -75,7 +75,7 @@ def test_batches_follow_the_schedule(rows, mask):
 @pytest.mark.parametrize("mask", ["whole_word", "token", "span"])
 @pytest.mark.parametrize("static_masks", [None, 3])
 def test_cutting_and_starting_anywhere_change_no_mask(rows, mask, static_masks):
-    at = functools.partial(scheduled_probability, steps=7, start=0.3, end=0.15, shape="cosine")
+    at = functools.partial(scheduled_value, steps=7, start=0.3, end=0.15, shape="cosine")
     options = {"probability": 0.15 if static_masks else at, "mask": mask, "static_masks": static_masks}
     options["global_batch_size"] = 12
     whole = make_steps(rows, **options)

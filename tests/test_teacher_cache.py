@@ -431,6 +431,7 @@ def test_more_kept_tokens_than_the_vocabulary_has_are_refused_in_planning(projec
     ({"students": {"a": {**LOGITS, "matches": ["uniform"]}}}, "student 'a' has 'matches'"),
     ({"students": {"a": {**LOGITS, "kd_loss": "mse"}}}, "kd_loss 'mse' needs all logits"),
     ({"students": {"a": {**LOGITS, "kd_weight": 0.0, "mlm_weight": 1.0}}}, "kd_weight 0 uses no logits"),
+    ({"students": {"a": {**LOGITS, "temperature_end": 1.0}}}, "'temperature_end', but a teacher_cache is made at one"),
     ({"students": {"a": LOGITS, "b": {**LOGITS, "temperature": 4.0}}}, "temperatures 2, 4"),
     ({"students": {"a": LOGITS}, "teacher": None}, "has no 'teacher'"),
     ({"students": {"a": LOGITS}, "teacher_cache": {"method": "topk"}}, "method"),

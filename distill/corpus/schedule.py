@@ -1,10 +1,10 @@
-"""The share of tokens to mask as a function of the optimiser step alone, so that a resumed run masks the same."""
+"""Values that are functions of the optimiser step alone, so that a resumed run has the same."""
 
 import math
 
 
-def scheduled_probability(step: int, *, steps: int, start: float, end: float, shape: str) -> float:
-    """The share at a step: `start` at step 0, `end` at step `steps` - 1.
+def scheduled_value(step: int, *, steps: int, start: float, end: float, shape: str) -> float:
+    """The value at a step (from 0): `start` at step 0, `end` at step `steps` - 1.
 
     Masking much first and less later: https://arxiv.org/abs/2305.15096. Cosine is half a wave, flat at both ends.
     """

@@ -249,7 +249,7 @@ class Bookkeeper:
             if not run.settings.balance_every or step % run.settings.balance_every:
                 continue
             weights = run.objective.term_weights()
-            found = balance_factors(self._term_norms(run), weights)
+            found = balance_factors(self._term_norms(run), weights, run.term_shares())
             factors = numbers_from_first([found.get(name, 0.0) for name in weights], self.processes)
             run.objective.balance({name: factor for name, factor in zip(weights, factors, strict=True) if factor})
 

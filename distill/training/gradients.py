@@ -48,17 +48,20 @@ def describe_norms(objective: Objective, norms: Mapping[str, float]) -> dict[str
     }
 
 
-def balance_factors(norms: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
-    """Factors for the terms' weights by which each term's gradient norm gets its weight's share of the norms' sum.
+def balance_factors(
+    norms: Mapping[str, float], weights: Mapping[str, float], shares: Mapping[str, float]
+) -> dict[str, float]:
+    """Factors for the terms' weights by which each term's weighted gradient norm gets its share of their sum.
 
-    The sum of the weighted norms stays as it is. Terms without gradient, or without weight, get no factor.
+    The sum stays as it is. Terms without gradient, or without weight, get no factor.
 
     Args:
         norms: of the unweighted terms.
+        shares: relative to each other.
     """
-    used = {name: norm for name, norm in norms.items() if norm > 0 and weights[name] > 0}
-    mean = sum(weights[name] * norm for name, norm in used.items()) / (sum(weights[name] for name in used) or 1.0)
-    return {name: mean / norm for name, norm in used.items()}
+    pulls = {name: weights[name] * norm for name, norm in norms.items() if weights[name] * norm * shares[name] > 0}
+    unit = sum(pulls.values()) / (sum(shares[name] for name in pulls) or 1.0)
+    return {name: shares[name] * unit / pull for name, pull in pulls.items()}
 
 
 def _gradient_norm(term: Tensor, parameters: list[torch.nn.Parameter]) -> Tensor:

@@ -205,7 +205,9 @@ class Objective(nn.Module):
         self.use_mlm = mlm_weight > 0 or not distilled
         self.matches = matches
         self.kd_weight, self.mlm_weight = kd_weight, mlm_weight
-        self._factors: dict[str, Tensor] = {}  # scalars, as numbers would be part of what is compiled
+        # What changes from step to step is kept in tensors, as numbers would be part of what is compiled.
+        self._factors: dict[str, Tensor] = {}
+        self._temperature: Tensor | None = None  # and the factor of the KD term's weight, [2]
         self.teacher_needs = needs_of(matches, "T", logits=self.use_kd)
         self.student_needs = needs_of(matches, "S", logits=self.use_kd or self.use_mlm)
         self.always_mask = any(match["loss"] in MASK_DEPENDENT_LOSSES for match in matches)
@@ -267,12 +269,21 @@ class Objective(nn.Module):
         """Multiplies every term's weight by this micro-batch's share of the unit that the term averages over."""
         config = self._distiller.d_config
         config.kd_loss_weight = self._balanced("kd", self.kd_weight * share[MASKED])
+        if self._temperature is not None:
+            config.temperature, factor = self._temperature.unbind()
+            config.kd_loss_weight = config.kd_loss_weight * factor
         config.hard_label_weight = self._balanced("mlm", self.mlm_weight * share[MASKED])
         for match, configured in zip(self.matches, config.intermediate_matches, strict=True):
             configured.weight = self._balanced(_term_name(match), match["weight"] * share[loss_unit(match["loss"])])
 
     def _balanced(self, term: str, weight: float | Tensor) -> float | Tensor:
         return weight * self._factors[term] if term in self._factors else weight
+
+    def set_temperature(self, temperature: float, *, factor: float) -> None:
+        """From now on the KD term is taken at this temperature, and its weight times this factor."""
+        if self._temperature is None:
+            self._temperature = torch.ones(2, device=next(self.parameters()).device)
+        self._temperature.copy_(torch.tensor([temperature, factor]))
 
     def balance(self, factors: Mapping[str, float]) -> None:
         """Multiplies the weights of these terms, as they were given, by these factors from now on."""
@@ -298,8 +309,9 @@ class Objective(nn.Module):
         return named
 
     def term_weights(self) -> dict[str, float]:
-        """The weight that each term was given, by its short name."""
-        weights = {"kd": self.kd_weight} if self.use_kd else {}
+        """The weight of each term before it is balanced, by its short name."""
+        factor = 1.0 if self._temperature is None else self._temperature[1].item()
+        weights = {"kd": self.kd_weight * factor} if self.use_kd else {}
         if self.use_mlm:
             weights["mlm"] = self.mlm_weight if self.distilled else 1.0
         for match in self.matches:

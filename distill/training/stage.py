@@ -16,7 +16,7 @@ from distill.corpus.batches import DevBatches, MicroBatch, StepBatches
 from distill.corpus.masking import MaskVocabulary
 from distill.corpus.order import locate_samples, sample_key
 from distill.corpus.packing import PackedRows
-from distill.corpus.schedule import scheduled_probability
+from distill.corpus.schedule import scheduled_value
 from distill.modeling.models import load_config, load_masked_lm, load_tokenizer, save_model
 from distill.modeling.weight_files import has_head
 from distill.recipe import MaskSchedule, Stage, Student
@@ -269,7 +269,7 @@ def _mask_probability(stage: Stage, steps: int) -> float | Callable[[int], float
     if not isinstance(share, MaskSchedule):
         return share
     # A partial of a function travels to the loader's workers, however they are started.
-    return functools.partial(scheduled_probability, steps=steps, start=share.start, end=share.end, shape=share.schedule)
+    return functools.partial(scheduled_value, steps=steps, start=share.start, end=share.end, shape=share.schedule)
 
 
 def _dev_batches(

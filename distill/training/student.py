@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import BertForMaskedLM
 
+from distill.corpus.schedule import scheduled_value
 from distill.errors import InputError
 from distill.recipe import Student
 from distill.training.compiling import Loss, compile_loss
@@ -56,7 +57,8 @@ class StudentRun:
         self.name = name
         self.settings = settings
         self.seed_parts = student_seed(settings, *seed_parts, name)
-        scale = settings.temperature**2 if settings.kd_scale == "tau_squared" else 1.0
+        # A temperature that changes brings its own factor.
+        scale = 1.0 if settings.temperature_end else self._kd_factor(settings.temperature)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(*self.seed_parts, "projections"))
             self.objective = Objective(
@@ -72,6 +74,8 @@ class StudentRun:
         """The objective as the loop calls it."""
         self.optimizer = build_optimizer(self.objective, settings, device, dtype)
         self.scheduler = build_scheduler(self.optimizer, settings, steps)
+        self.steps = steps
+        self._move_temperature()
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         # How many updates were left out, how many of them are not yet told, and the first of those: on the device, so
         # that nothing waits for it.
@@ -122,9 +126,30 @@ class StudentRun:
         else:
             self._guarded_update(norm, number)
         self.scheduler.step()
+        self._move_temperature()
         self._update_average()
         self.clear_gradients()
         return norm
+
+    def term_shares(self) -> dict[str, float]:
+        """The terms' weights as the recipe has them: how much of the gradient each is to have, where it is balanced.
+
+        `kd_scale` is left out: it makes up for the temperature's part in the gradient, as the balance does.
+        """
+        return {**self.objective.term_weights(), "kd": self.settings.kd_weight}
+
+    def _kd_factor(self, temperature: float) -> float:
+        return temperature**2 if self.settings.kd_scale == "tau_squared" else 1.0
+
+    def _move_temperature(self) -> None:
+        """Sets the temperature of the next step, a function of the steps done."""
+        if self.settings.temperature_end is None:
+            return
+        temperature = scheduled_value(
+            self.scheduler.last_epoch, steps=self.steps, start=self.settings.temperature,
+            end=self.settings.temperature_end, shape="linear",
+        )  # fmt: skip
+        self.objective.set_temperature(temperature, factor=self._kd_factor(temperature))
 
     def _update_average(self) -> None:
         """Moves the average towards the new weights: by 1 - ema, but faster at first, or it would keep its start.
@@ -217,6 +242,7 @@ class StudentRun:
         if self.settings.balance_every:
             self.objective.balance(state.get("balance", {}))
         self._load_schedule(state["scheduler"])
+        self._move_temperature()
         self.scaler.load_state_dict(dict(state["scaler"]))
         self._left_out[0] = state.get("left_out", 0)
 
