@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -22,7 +23,7 @@ from distill.corpus.statistics import SCRIPTS, TokenTable
 from distill.corpus.tokenizing import load_tokenizer
 from distill.downstream.run import digest_model
 from distill.durable import write_json
-from distill.modeling.models import find_model, load_masked_lm
+from distill.modeling.models import load_masked_lm
 from distill.modeling.weight_files import has_head
 from distill.release.run_folder import EXAMPLES_FILE, RunFolder
 from distill.training.matches import resolve_matches
@@ -76,14 +77,14 @@ def examine_models(run: RunFolder) -> None:
 
 def _find_models(run: RunFolder) -> dict[str, Path]:
     """Name in the recipe -> folder, in the order of the chain; teachers from elsewhere too."""
-    folders: dict[str, Path] = {}
-    students = {name for stage in run.stages for name in stage["students"]}
-    for stage in run.stages:
-        teacher = stage["teacher"]
-        if teacher and teacher not in students and teacher not in folders:
-            with run.noting():
-                folders[teacher] = find_model(teacher)
-        folders |= {name: folder for name in stage["students"] if (folder := run.model(name))}
+    names = [name for stage in run.stages for name in (stage["teacher"], *stage["students"]) if name]
+    folders = {name: folder for name in names if (folder := run.model(name))}
+    available = psutil.virtual_memory().available
+    for name, folder in list(folders.items()):
+        size = sum(path.stat().st_size for path in (*folder.glob("*.safetensors"), *folder.glob("*.bin")))
+        if 2 * size > available:  # weights may be stored in half of the four bytes that they take in memory
+            run.problems.append(f"{folder}: too large for {available >> 20:,} MB of free memory; not examined")
+            del folders[name]
     return folders
 
 

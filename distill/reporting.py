@@ -1,5 +1,6 @@
 """`distill report`: asks the models what only they can tell, then release/ makes the page from the run's files."""
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from distill.release.card import refresh_cards
 from distill.release.pictures import draw_curves
 from distill.release.report import write_report
 from distill.release.run_folder import open_run
+
+logger = logging.getLogger(__name__)
 
 
 def report_run(folder: Path) -> tuple[Path, list[str]]:
@@ -32,7 +35,8 @@ def report_at_end(folder: Path, show: Callable[[str], None]) -> None:
     """Writes the report of a run that has ended well, whose exit code it does not change."""
     try:
         page, problems = report_run(folder)
-    except (InputError, OSError) as error:
+    except Exception as error:  # a run of days does not fail by its report, whatever a library does
+        logger.warning("the report failed", exc_info=not isinstance(error, (InputError, OSError)))
         show(f"report: not written ({error}); `distill report {folder}` tries again")
         return
     for problem in problems:

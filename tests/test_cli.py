@@ -15,6 +15,7 @@ pytest_plugins = ["fixtures_cli"]
 COMMANDS = [[], ["ref"], ["pack"], ["train"], ["models"], ["sample"], ["segmenter"], ["segmenter", "train"]]
 EXPLAINED = [["ref"], ["pack"], ["train"], ["compare"], ["convert"], ["features"], ["segmenter", "train"], ["export"]]
 COMMANDS += [["compare"], ["convert"], ["fill-mask"], ["features"], ["export"], ["doctor"]]
+COMMANDS += [["report"], ["watch"], ["push"]]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command) or "distill")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from distill.recipe_file import load_recipe
 from distill.release.charts import Axis, heat_chart, line_chart, scatter_chart, show, thin_out
 from distill.release.report import collect_parts
 from distill.release.run_folder import open_run
+from distill.reporting import report_at_end
 
 pytest_plugins = ["fixtures_cli"]
 
@@ -217,6 +219,29 @@ def test_damaged_answers_are_named(finished, capsys):
     path.write_text(json.dumps(found))
     assert run("report", "out") == 0
     assert "out/report/examples.json: damaged" in capsys.readouterr().err
+
+
+def test_run_does_not_fail_by_its_report(finished, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr("distill.reporting.draw_curves", lambda run: 1 / 0)
+    report_at_end(Path("out"), said.append)
+    assert said == ["report: not written (division by zero); `distill report out` tries again"]
+
+
+def test_models_that_do_not_fit_are_left_out(finished, monkeypatch, capsys):
+    monkeypatch.setattr("distill.examining.psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    (finished.root / "out/report/examples.json").unlink()
+    assert run("report", "out") == 0
+    assert "too large for 0 MB of free memory" in capsys.readouterr().err
+
+
+def test_teacher_that_was_fetched_from_the_hub_is_found(finished, monkeypatch):
+    recipe = json.loads((finished.root / "out/recipe.json").read_text())
+    recipe["stages"][0]["teacher"] = "hfl/teacher"
+    finished.write("out/recipe.json", recipe)
+    monkeypatch.setattr("distill.release.run_folder.try_to_load_from_cache", lambda name, file: f"teacher/{file}")
+    (teacher,) = collect_parts(open_run(Path("out")))["roots"]
+    assert teacher.name == "hfl/teacher" and teacher.config.num_hidden_layers == 4
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "teacher"])

@@ -31,6 +31,9 @@ from distill.durable import write_whole
 from distill.modeling.config import load_config
 from distill.modeling.counting import Parameters, count_parameters
 
+CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "PingFang SC",
+                 "Heiti SC", "Microsoft YaHei", "SimHei")  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -126,18 +129,29 @@ def write_report(comparison: Comparison, folder: Path, machine: Mapping[str, obj
 
 def draw(means: Mapping[str, Decimal], positions: Mapping[str, float], label: str, path: Path) -> None:
     """A picture with a point a model: mean of the tasks over a size or a time, which has a logarithmic axis."""
+    import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import get_font_names
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
+    # A model may be called in Chinese.
+    fonts = ["DejaVu Sans", *(name for name in CHINESE_FONTS if name in get_font_names())]
     figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for model, mean in means.items():
-        axes.scatter(positions[model], float(mean))
-        axes.annotate(model, (positions[model], float(mean)), textcoords="offset points", xytext=(6, 4))
-    axes.set(xscale="log", xlabel=label, ylabel="mean of the tasks, % of the teacher")
-    axes.margins(x=0.25, y=0.15)  # room for the names
-    axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with matplotlib.rc_context({"font.family": fonts}):
+        axes = figure.subplots()
+        for model, mean in means.items():
+            axes.scatter(positions[model], float(mean))
+            axes.annotate(model, (positions[model], float(mean)), textcoords="offset points", xytext=(6, 4))
+        axes.set(xscale="log", xlabel=label, ylabel="mean of the tasks, % of the teacher")
+        lowest, highest = min(positions.values()), max(positions.values())
+        axes.set_xlim(lowest / 1.3, highest * 1.5 * (highest / lowest) ** 0.3)  # room for the names, to the right
+        axes.margins(y=0.15)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        few = FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
+        axes.xaxis.set_minor_formatter(few if highest < 20 * lowest else NullFormatter())
+        axes.grid(alpha=0.3)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
 
 
 def _largest_shape(timings: Sequence[Timing]) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ takes that line out keeps what they wrote. Its metadata are the Hub's.
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -17,10 +17,9 @@ from distill.json_file import short
 from distill.recipe import Student
 from distill.release.chain import Model, read_chain
 from distill.release.results import collect_results
-from distill.release.run_folder import RunFolder
+from distill.release.run_folder import RunFolder, is_hub_id
 
 MARK = "<!-- Written by MiniDistill, and again when there are new results; remove this line to keep your changes. -->"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TOLD = {"config", "init", "init_layers", "method", "seed", "matches", "temperature", "learning_rate", "scheduler",
          "warmup_ratio"}  # fmt: skip
 """Student fields that have a place of their own on the card; the others stand there if they are not the default."""
@@ -78,14 +77,10 @@ def _metadata(model: Model, row: Mapping[str, Any] | None) -> str:
     data = ModelCardData(
         language="zh", library_name="transformers", pipeline_tag="fill-mask",
         tags=["bert", "minidistill", *(["knowledge-distillation"] if model.teacher else [])],
-        base_model=root if model.teacher and _is_hub_id(root) else None,
+        base_model=root if model.teacher and is_hub_id(root) else None,
         model_name=model.name if results else None, eval_results=results,
     )  # fmt: skip
     return data.to_yaml()
-
-
-def _is_hub_id(name: str) -> bool:
-    return _HUB_ID.fullmatch(name) is not None and not Path(name.split("/")[0]).exists()
 
 
 def _what_it_is(model: Model, run: RunFolder) -> str:

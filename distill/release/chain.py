@@ -44,7 +44,8 @@ def read_chain(run: RunFolder) -> list[Model]:
     for stage in run.stages:
         teacher = stage["teacher"]
         if teacher and teacher not in models:
-            models[teacher] = _sized(run, Model(teacher, None, is_finished=True), Path(teacher))
+            given = run.model(teacher) or Path(teacher)
+            models[teacher] = _sized(run, Model(teacher, None, is_finished=True), given)
         for name, settings in stage["students"].items():
             parent = models[teacher] if teacher else None
             folder = run.model(name)

@@ -2,10 +2,13 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
 
 from distill.errors import InputError
 from distill.json_file import read_object
@@ -17,6 +20,8 @@ PASSES_FILE = "passes.jsonl"
 """In a stage's folder: a line each time that its processes ran."""
 EXAMPLES_FILE = "report/examples.json"
 """What the models themselves were asked: see examining.py."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 Series = dict[str, list[tuple[int, float]]]
 """Name of a value -> (step, value)."""
@@ -40,12 +45,19 @@ class RunFolder:
         return self.path / "stages" / stage["name"]
 
     def model(self, name: str) -> Path | None:
-        """The folder of a finished student, or of a teacher that is a folder here."""
+        """The folder of a finished student, or of a given teacher: one that is here, or the copy fetched from the hub.
+
+        Nothing is fetched for a report.
+        """
         made = self.path / "models" / name
         if (made / "config.json").is_file():
             return made
-        is_student = any(name in stage["students"] for stage in self.stages)
-        return None if is_student or not (Path(name) / "config.json").is_file() else Path(name)
+        if any(name in stage["students"] for stage in self.stages):
+            return None
+        if (Path(name) / "config.json").is_file():
+            return Path(name)
+        cached = try_to_load_from_cache(name, "config.json") if is_hub_id(name) else None
+        return Path(cached).parent if isinstance(cached, str) else None
 
     def dataset(self, stage: Mapping[str, Any]) -> Path | None:
         """The packed dataset of a stage, which may have moved with the run's folder."""
@@ -131,6 +143,11 @@ class RunFolder:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a model's name is OWNER/NAME on the Hub and no path whose first folder is here."""
+    return _HUB_ID.fullmatch(name) is not None and not Path(name.split("/")[0]).exists()
 
 
 def open_run(path: Path) -> RunFolder:
