@@ -103,7 +103,8 @@ def test_a_process_without_torchruns_environment_stands_alone(monkeypatch):
 ONE_AND_TWO = [
     {"name": "taught", "teacher": "teacher", "steps": 6, "global_batch_size": 5, "micro_batch_size": 2,
      "eval_every": 3, "dropout": 0.0,
-     "students": {"a": {"config": "student.json", "matches": ["uniform", "uniform:mmd"], "mlm_weight": 0.5},
+     "students": {"a": {"config": "student.json", "matches": ["uniform", "uniform:mmd"], "mlm_weight": 0.5,
+                        "balance_every": 2, "temperature_end": 2},
                   "b": {"config": "student.json", "matches": ["uniform:attention_mse", "uniform:pkd"],
                         "init_width": "pca", "ema": 0.5}}},
     {"name": "plain", "steps": 4, "global_batch_size": 4, "micro_batch_size": 3, "dropout": 0.0,
