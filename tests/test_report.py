@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -286,10 +287,24 @@ def test_ticks_are_round_and_inside(low, high, is_log, expected):
 
 def test_line_goes_through_the_places_of_its_values():
     chart = line_chart({"a": [(0, 0.0), (10, 5.0), (20, float("nan")), (30, 10.0)]}, from_zero=True)
-    (points,) = re.findall(r'polyline class="line c0" points="([^"]*)"', chart.svg)
+    (points,) = re.findall(r'polyline class="line c0" data-name="a" points="([^"]*)"', chart.svg)
     places = [tuple(map(float, pair.split(","))) for pair in points.split()]
     assert len(places) == 3 and places[0][0] < places[1][0] < places[2][0]
     assert places[0][1] - places[1][1] == pytest.approx(places[1][1] - places[2][1], abs=0.2)  # up by equal steps
+
+
+def test_values_can_be_read_back_from_places():
+    """As the page's script does for the pointer."""
+    chart = line_chart({"a": [(10, 0.001), (40, 5.0)]})
+    axes = json.loads(unescape(re.search('data-axes="([^"]*)"', chart.svg)[1]))
+    (points,) = re.findall(r'points="([^"]*)"', chart.svg)
+    x, y = map(float, points.split()[0].split(","))
+    share = (y - axes["y"]["start"]) / (axes["y"]["end"] - axes["y"]["start"])
+    assert axes["y"]["is_log"] and axes["y"]["low"] * (axes["y"]["high"] / axes["y"]["low"]) ** share == pytest.approx(
+        0.001, rel=0.01
+    )
+    share = (x - axes["x"]["start"]) / (axes["x"]["end"] - axes["x"]["start"])
+    assert axes["x"]["low"] + share * (axes["x"]["high"] - axes["x"]["low"]) == pytest.approx(10)
 
 
 def test_nothing_to_draw_is_no_chart():

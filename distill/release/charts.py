@@ -3,11 +3,12 @@
 Places are pixels of a drawing that is WIDTH wide and that the page scales to its column.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 24
@@ -82,12 +83,15 @@ def line_chart(
     for name, points in lines.items():
         style = "ref dash" if name == mark else _colour(numbers[name])
         legend.append((name, style))
-        path = " ".join(f"{x_axis.place(x):.1f},{y_axis.place(y):.1f}" for x, y in points)
-        parts.append(Markup('<polyline class="line {}" points="{}"/>').format(style, path))
+        path = " ".join(f"{x_axis.place(x):.2f},{y_axis.place(y):.1f}" for x, y in points)
+        parts.append(Markup('<polyline class="line {}" data-name="{}" points="{}"/>').format(style, name, path))
         if len(points) <= MOST_DOTS:
             parts += [_dot(x_axis.place(x), y_axis.place(y), style, f"{name}, {x:,g}: {show(y, percent=percent)}", 2.2)
                       for x, y in points]  # fmt: skip
-    return Chart(_svg(parts, HEIGHT, ", ".join(lines)), legend)
+    # The page's script reads values back from places, for the pointer.
+    axes = json.dumps({"x": asdict(x_axis), "y": asdict(y_axis), "percent": percent})
+    parts.append(Markup('<line class="cross" y1="{}" y2="{}"/>').format(TOP, HEIGHT - BOTTOM))
+    return Chart(_svg(parts, HEIGHT, ", ".join(lines), axes), legend)
 
 
 def scatter_chart(points: Mapping[str, tuple[float, float]]) -> Chart | None:
@@ -224,7 +228,8 @@ def _place_label(name: str, x: float, y: float, taken: list[tuple[float, float, 
     return left, base
 
 
-def _svg(parts: Sequence[Markup], height: float, label: str) -> Markup:
-    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, height, escape(label), Markup("").join(parts)
+def _svg(parts: Sequence[Markup], height: float, label: str, axes: str = "") -> Markup:
+    data = Markup(' data-axes="{}"').format(axes) if axes else ""
+    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}"{}>{}</svg>').format(
+        WIDTH, height, label, data, Markup("").join(parts)
     )
