@@ -37,7 +37,7 @@ def export(
         Pooling, typer.Option(help="encoder: what the output `pooled` is; mean and max: over all tokens of a text")
     ] = Pooling.mean,
     int8: Annotated[
-        bool, typer.Option("--int8", help="write model_int8.onnx, too: a quarter of the size, faster on most CPUs")
+        bool, typer.Option("--int8", help="write model_int8.onnx, too: a quarter of the size, and no slower")
     ] = False,
     int4: Annotated[
         bool, typer.Option("--int4", help="write model_int4.onnx, too: smaller still, but less exact and not faster")

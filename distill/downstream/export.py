@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ def _fill_folder(
     timings = time_forms(exportable, folder, tuple(forms), teacher, threads=threads, seconds=seconds)
     write_tokenizer(exportable, folder)
     shutil.copyfile(config_file(exportable.folder), folder / "config.json")
-    machine = {key: value for key, value in describe_machine().items() if key != "gpu"}
+    machine = {**describe_machine(), "onnxruntime": version("onnxruntime")}
+    del machine["gpu"]  # nothing here runs on it
     found = {
         **_description(exportable), "rows": {"from": rows.origin, "count": rows.count}, "forms": forms,
         "timings": [asdict(timing) for timing in timings], "machine": machine,
