@@ -1,12 +1,14 @@
 """`distill doctor` answers fast and without torch, says what is missing and how to get it; shell completion works."""
 
+import ast
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from fixtures_cli import run
+from fixtures_cli import ROOT, run
 
 from distill import doctor
 from distill.doctor import State, examine, is_usable
@@ -60,6 +62,29 @@ def test_what_can_be_done_without_is_a_note(package, about, told, monkeypatch):
     without(monkeypatch, package)
     assert found(about).state is State.note and told in found(about).found
     assert is_usable(examine())
+
+
+def asked_by_setup(field):
+    """The value of a keyword of setup.py."""
+    nodes = ast.walk(ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")))
+    (value,) = (node.value for node in nodes if isinstance(node, ast.keyword) and node.arg == field)
+    return ast.literal_eval(value)
+
+
+def names(requirements):
+    return {re.match(r"[\w-]+", requirement)[0].lower() for requirement in requirements}
+
+
+def test_every_extra_of_setup_is_looked_at():
+    extras = {extra: names(listed) for extra, listed in asked_by_setup("extras_require").items() if extra != "test"}
+    assert {extra: set(packages.split()) for extra, (packages, _) in doctor.EXTRAS.items()} == extras
+
+
+def test_what_setup_asks_of_every_run_is_needed(monkeypatch):
+    monkeypatch.setattr(doctor, "_installed", lambda name: None)
+    missing = {finding.about.lower() for finding in examine() if finding.state is State.missing}
+    assert missing >= names(asked_by_setup("install_requires")) - {"ltp"}
+    assert not missing & {"ltp", "jieba", "onnx", "ray", "pytest"}
 
 
 def test_another_version_is_named_beside_the_tested_one(monkeypatch):
