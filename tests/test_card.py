@@ -104,6 +104,17 @@ def test_student_without_a_teacher_was_distilled_from_nothing(project):
     assert "temperature" not in card and "LTP" not in card
 
 
+def test_first_card_is_the_same_when_training_goes_on(project):
+    project.write("out/recipe.json", load_recipe(project.recipe()).model_dump())
+    before = make_card(project, "small")
+    records = [
+        {"step": 0, "tokens": 0, "split": "dev", "student": "teacher", "accuracy": 0.4, "mlm_loss": 3.0},
+        {"step": 1, "tokens": 9, "split": "dev", "student": "small", "accuracy": 0.1, "mlm_loss": 5.0},
+    ]
+    project.write("out/stages/one/metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    assert make_card(project, "small") == before and "40.00%" not in before
+
+
 def test_refreshing_keeps_what_a_user_wrote(finished):
     finished.write("out/models/small/README.md", "my own words")
     finished.write("out/models/smaller/README.md", f"{MARK}\nold")

@@ -39,8 +39,13 @@ def refresh_cards(run: RunFolder) -> None:
 
 
 def first_cards(names: Sequence[str], run: RunFolder) -> dict[str, str]:
-    """The cards of students that are about to be trained: student -> Markdown."""
+    """The cards of students that are about to be trained: student -> Markdown.
+
+    The same whether this is the stage's first start: measurements of a stage that is going on are left out.
+    """
     chain, results = read_chain(run), collect_results(run.path, run.recipe, noting=run.noting)
+    made = {model.name for model in chain if model.stage and model.is_finished}
+    results["models"] = [row for row in results["models"] if row["name"] in made]
     return {name: model_card(name, run, chain, results) for name in names}
 
 
