@@ -26,6 +26,7 @@ from distill.modeling.inference import fill_mask
 from distill.passes import record_pass
 from distill.pipeline import show_progress
 from distill.recipe_file import load_recipe
+from distill.release.chain import read_chain
 from distill.release.charts import Axis, heat_chart, line_chart, scatter_chart, show, thin_out
 from distill.release.report import collect_parts
 from distill.release.run_folder import open_run
@@ -168,6 +169,16 @@ def test_run_that_has_only_begun_says_what_is_missing(project, capsys):
     assert capsys.readouterr().err == "" and Tags(page).open == []
     for words in ("<b>0 / 1</b>", "Nothing is logged yet", "No data is prepared yet", "no section"):
         assert words in page
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"), [("distill_configs/RBT3.json", 3), ("student.json", 2), ("gone.json", None)]
+)
+def test_sizes_of_planned_students_come_from_their_configs(config, layers, project):
+    """Those that are shipped, too, wherever the working directory is."""
+    project.write("out/recipe.json", load_recipe(project.recipe(student={"config": config})).model_dump())
+    _, small = read_chain(open_run(Path("out")))
+    assert (small.config.num_hidden_layers if small.config else None) == layers and not small.is_finished
 
 
 def test_students_in_training_stand_in_the_table_with_what_they_have_reached(project):

@@ -1,12 +1,13 @@
 """The models of a run and where each comes from: teacher, assistant, students."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 from transformers import BertConfig
 
+from distill.errors import InputError
 from distill.modeling.config import load_config
 from distill.modeling.counting import Parameters, count_parameters
 from distill.release.run_folder import RunFolder
@@ -44,13 +45,11 @@ def read_chain(run: RunFolder) -> list[Model]:
     for stage in run.stages:
         teacher = stage["teacher"]
         if teacher and teacher not in models:
-            given = run.model(teacher) or Path(teacher)
-            models[teacher] = _sized(run, Model(teacher, None, is_finished=True), given)
+            models[teacher] = Model(teacher, None, is_finished=True, config=_config(run, teacher, None))
         for name, settings in stage["students"].items():
             parent = models[teacher] if teacher else None
-            folder = run.model(name)
-            model = Model(name, stage["name"], parent, settings["init"], is_finished=folder is not None)
-            models[name] = _sized(run, model, folder or Path(settings["config"] or settings["init"]))
+            config = _config(run, name, settings["config"] or settings["init"])
+            models[name] = Model(name, stage["name"], parent, settings["init"], run.model(name) is not None, config)
             if parent:
                 parent.students.append(models[name])
     return list(models.values())
@@ -61,9 +60,12 @@ def roots(models: list[Model]) -> Iterator[Model]:
     return (model for model in models if model.teacher is None)
 
 
-def _sized(run: RunFolder, model: Model, config: Path) -> Model:
-    """The model with its sizes, if its folder or config file is here."""
-    if (config / "config.json").is_file() or config.is_file():
+def _config(run: RunFolder, name: str, planned: str | None) -> BertConfig | None:
+    """A model's config: its folder's, or the one that it is planned with; None if that is not at hand."""
+    if folder := run.model(name):
         with run.noting():
-            model.config = load_config(config)
-    return model
+            return load_config(folder)
+    elif planned:
+        with contextlib.suppress(InputError):  # a model of another run, or of the hub
+            return load_config(run.model(planned) or planned)
+    return None
