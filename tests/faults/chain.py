@@ -47,8 +47,8 @@ from distill.worker import run_worker  # noqa: E402
 
 STAGES = [
     {"name": "one", "teacher": "teacher", "steps": 4, "save_every": 1, "eval_every": 2, "students": {
-        "a": {"config": "student.json", "matches": ["uniform"]},
-        "b": {"config": "student.json", "matches": ["uniform:attention_mse"]}}},
+        "a": {"config": "student.json", "matches": ["uniform"], "optimizer": "muon", "ema": 0.9},
+        "b": {"config": "student.json", "matches": ["uniform:attention_mse"], "balance_every": 2}}},
     {"name": "two", "teacher": "a", "steps": 3, "save_every": 2, "eval_every": 2, "keep_checkpoints": 1,
      "teacher_cache": {"size": 4}, "students": {
         "c": {"config": "student.json", "mlm_weight": 1.0}}},
