@@ -146,7 +146,11 @@ def test_every_part_of_a_finished_run_is_there(finished):
     (layers,) = parts["similarity"]
     assert layers["mean"] is not None and layers["chart"].svg.count('class="heat pair"') == 3
     (dataset,) = parts["datasets"]
-    assert dataset["splits"]["train"]["rows"] > 0 and 'class="masked"' in "".join(dataset["rows"])
+    assert (
+        dataset["splits"]["train"]["rows"] > 0
+        and dataset["data"]["text"] == ["text"]
+        and 'class="masked"' in "".join(dataset["rows"])
+    )
     (time,) = parts["times"]
     assert time["processes"] == 2 and time["process_hours"] == pytest.approx(time["seconds"] * 2 / 3600)
     assert parts["versions"][0]["torch"] == torch.__version__
