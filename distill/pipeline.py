@@ -30,6 +30,7 @@ from distill.planning import StagePlan, plan_recipe
 from distill.recipe import Recipe, Stage
 from distill.release.results import collect_results, format_results
 from distill.release.run_folder import PASSES_FILE
+from distill.release.stage_parts import show_duration
 from distill.reporting import report_at_end
 from distill.training.accounting import pass_flops
 from distill.training.checkpoint import checkpoint_students, clear_other_checkpoints
@@ -193,7 +194,7 @@ def _run_pass(
             status_file=status_path(output, plan.stage, cluster.node_rank),
             log_file=_node_file(folder / "log.txt", cluster.node_rank), **options,
         )  # fmt: skip
-    show(f"{plan.stage.name}: finished {', '.join(students)} in {_duration(time.monotonic() - start)}")
+    show(f"{plan.stage.name}: finished {', '.join(students)} in {show_duration(time.monotonic() - start)}")
 
 
 def status_path(output: Path, stage: Stage, node_rank: int) -> Path:
@@ -313,9 +314,3 @@ def _check_made_before(stages: list[Stage], plans: dict[str, StagePlan], only_st
             if model and not (model.folder / "config.json").exists():
                 raise InputError(f"stage '{stage.name}' needs the model '{model.name}', which an earlier stage makes; "
                                  f"run the whole recipe or that stage first")  # fmt: skip
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,6 +1,7 @@
 """The report of a run: one HTML page that needs nothing else, made from the files that the run left.
 
-1. Every part is collected from files (run_folder.py, chain.py, results.py); what is not there yet is said on the page.
+1. Every part is collected from files (run_folder.py, chain.py, results.py, stage_parts.py); what is not there yet is
+   said on the page.
 2. The template report.html puts them together; it escapes all text. Charts are inline SVG (charts.py).
 3. The same curves go to PNG files (pictures.py), for places where no page can be shown.
 """
@@ -19,17 +20,14 @@ from distill.corpus.inspection import Inspection, inspect_dataset
 from distill.corpus.inspection_page import ROW_STYLE, legend_html, row_html
 from distill.corpus.statistics import figures
 from distill.durable import write_whole
-from distill.recipe import TEACHER
 from distill.release.chain import Model, read_chain, roots
-from distill.release.charts import encoder_drawing, heat_chart, line_chart, scatter_chart
+from distill.release.charts import encoder_drawing, heat_chart, scatter_chart
 from distill.release.results import collect_results, read_dev_records
-from distill.release.run_folder import EXAMPLES_FILE, RunFolder, Series
+from distill.release.run_folder import EXAMPLES_FILE, RunFolder
+from distill.release.stage_parts import collect_stage, collect_times, show_duration
 
 NUM_ROWS = 3
 """Rows of a dataset that are shown with their masks."""
-SPEEDS = ("tokens_per_second", "mfu", "data_wait")
-OTHERS = {"loss", "grad_norm", "learning_rate", *SPEEDS}
-"""Values of a train record that are no terms of the loss."""
 
 
 def write_report(run: RunFolder) -> Path:
@@ -131,55 +129,6 @@ def _describe_models(
     return found
 
 
-def collect_stage(run: RunFolder, stage: Mapping[str, Any]) -> dict[str, Any]:
-    """State, messages and charts of a stage."""
-    status, curves = run.status(stage), run.curves(stage)
-    train, dev = curves["train"], curves["dev"]
-    teacher = TEACHER if stage["teacher"] else ""
-    first = next(iter(train), "")
-    charts = {
-        "loss": line_chart(_each(train, "loss")),
-        "dev_loss": line_chart(_each(dev, "mlm_loss"), mark=teacher),
-        "dev_accuracy": line_chart(_each(dev, "accuracy"), percent=True, mark=teacher),
-        "grad_norm": line_chart(_each(train, "grad_norm")),
-        "learning_rate": line_chart(_each(train, "learning_rate"), from_zero=True),
-        # All students of a pass have the same speed.
-        "speed": line_chart(_each({first: train.get(first, {})}, "tokens_per_second"), from_zero=True),
-        "shares": line_chart({name: train.get(first, {}).get(name, []) for name in ("mfu", "data_wait")},
-                             percent=True, from_zero=True),
-    }  # fmt: skip
-    terms = []
-    for name in train:
-        values = {term: points for term, points in train[name].items() if term not in OTHERS}
-        losses = line_chart(values) if len(values) > 1 else None  # a single term is the loss itself
-        norms = line_chart(_terms_gradients(curves["gradients"].get(name, {})))
-        terms.append({"student": name, "charts": {"terms": losses, "norms": norms}})
-    step, steps = status.get("step", 0), status.get("steps", 0)
-    is_done = all(run.model(name) for name in stage["students"])
-    return {
-        "name": stage["name"], "teacher": stage["teacher"], "students": list(stage["students"]), "seed": stage["seed"],
-        "state": "finished" if is_done else str(status.get("state", "waiting")),
-        "progress": step / steps if steps else None, "step": step, "steps": steps,
-        "messages": status["messages"], "message": str(status.get("message", "")),
-        "charts": {name: chart for name, chart in charts.items() if chart}, "terms": terms,
-    }  # fmt: skip
-
-
-def _each(split: Mapping[str, Series], name: str) -> Series:
-    """One value of every student; the teacher's single measurement becomes a level line."""
-    found = {student: list(series.get(name, [])) for student, series in split.items()}
-    last = max((points[-1][0] for points in found.values() if points), default=0)
-    if len(found.get(TEACHER, [])) == 1 and last and len(found) > 1:
-        found[TEACHER].append((last, found[TEACHER][0][1]))
-    return {student: points for student, points in found.items() if points}
-
-
-def _terms_gradients(series: Series) -> Series:
-    """Gradient norms of the terms as they count, weights included."""
-    prefix = "weighted_grad_norm_"
-    return {name.removeprefix(prefix): points for name, points in series.items() if name.startswith(prefix)}
-
-
 def _tables(tasks: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The fine-tuning tables as heads and rows; anything else in the file is passed over."""
     tables = tasks.get("tables")
@@ -277,34 +226,9 @@ def _statistics(inspection: Inspection) -> list[dict[str, Any]]:
     ]
 
 
-def collect_times(run: RunFolder, stage: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """How long a stage's processes ran in all, on what; a run of an older version has no such record."""
-    passes = run.passes(stage)
-    if not passes:
-        return []
-    seconds = sum(one["seconds"] for one in passes)
-    cost = sum(one["seconds"] * one["processes"] for one in passes if isinstance(one.get("processes"), int))
-    return [{
-        "stage": stage["name"], "passes": len(passes), "seconds": seconds, "process_hours": cost / 3600,
-        "processes": passes[-1].get("processes"), "begun": str(passes[0].get("begun", "")),
-        "machine": _strings(passes[-1].get("machine")), "versions": _strings(passes[-1].get("versions")),
-    }]  # fmt: skip
-
-
-def _strings(value: Any) -> dict[str, str]:
-    return {str(k): str(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else {}
-
-
 def _distinct(values: Any) -> list[dict[str, str]]:
     found: list[dict[str, str]] = []
     for value in values:
         if value and value not in found:
             found.append(value)
     return found
-
-
-def show_duration(seconds: float) -> str:
-    """`1 h 5 min`, `3 min 20 s`, `4 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
