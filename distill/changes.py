@@ -129,7 +129,8 @@ def _recipe_differences(old: Mapping[str, Any], new: Mapping[str, Any] | None) -
     if new is None:
         return [f"it has a {where}, this one has not"]
     lines = []
-    found = [(f"{field} ", old[field], new[field]) for field in sorted(old.keys() - {*OPERATIONAL_FIELDS, *_NESTED})]
+    without_effect = OPERATIONAL_FIELDS - ({"micro_batch_size"} if _depends_on_cut(old) else set())
+    found = [(f"{field} ", old[field], new[field]) for field in sorted(old.keys() - {*without_effect, *_NESTED})]
     found += [(f"data.{field} ", value, new["data"][field]) for field, value in old["data"].items()]
     for student, fields in old["students"].items():
         if student not in new["students"]:
@@ -138,6 +139,14 @@ def _recipe_differences(old: Mapping[str, Any], new: Mapping[str, Any] | None) -
         found += [(f"student '{student}', {field} ", value, new["students"][student][field])
                   for field, value in fields.items() if field != _WRITTEN_OUT]  # fmt: skip
     return [f"{where}, {place}was {short(a)} and is now {short(b)}" for place, a, b in found if a != b] + lines
+
+
+def _depends_on_cut(stage: Mapping[str, Any]) -> bool:
+    """Whether the training depends on how a step is cut into micro-batches, beyond rounding and dropout."""
+    return any(
+        student.get("balance_every") or "sample_relation" in json.dumps(student.get("matches", []))
+        for student in stage["students"].values()
+    )
 
 
 def _inputs_file(output: Path, stage: str) -> Path:

@@ -8,13 +8,13 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from distill.gpus import list_gpus
 from distill.shipped import shipped
 
 OLDEST_PYTHON = (3, 11)
@@ -33,7 +33,6 @@ _TOOLS = "# tests and checks"
 _FEATURES = {"AVX2": "avx2", "AVX-512": "avx512f", "VNNI": "avx512_vnni avx_vnni", "bf16": "avx512_bf16",
              "AMX": "amx_bf16"}  # fmt: skip
 """What makes steps and int8 fast -> its flags in /proc/cpuinfo."""
-_SECONDS_FOR_NVIDIA_SMI = 1.0
 
 
 class State(StrEnum):
@@ -159,17 +158,11 @@ def _cpuinfo(key: str) -> str:
 
 
 def _gpus() -> Finding:
-    command = shutil.which("nvidia-smi")
-    if command is None:
+    names = list_gpus("name,memory.total")
+    if names is None:
+        return Finding(State.note, "GPU", "nvidia-smi is there but does not answer; check the driver")
+    if not names:
         return Finding(State.ok, "GPU", "none found; everything runs on the CPU, see docs/performance.md for times")
-    try:
-        done = subprocess.run([command, "--query-gpu=name,memory.total", "--format=csv,noheader"], capture_output=True,
-                              text=True, timeout=_SECONDS_FOR_NVIDIA_SMI)  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return Finding(State.note, "GPU", "nvidia-smi is there but does not answer")
-    names = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-    if done.returncode or not names:
-        return Finding(State.note, "GPU", "nvidia-smi is there but lists none; check the driver")
     if _installed("torch") and importlib.metadata.version("torch").endswith("+cpu"):
         return Finding(
             State.note, "GPU", f"{'; '.join(names)}, but torch is the CPU build; pip install torch from PyPI"

@@ -16,7 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from distill.downstream.latency import describe_machine
+from distill.downstream.latency import describe_processor
+from distill.gpus import list_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +39,11 @@ def record_pass(path: Path, *, students: Sequence[str], processes: int) -> Itera
         outcome = type(error).__name__
         raise
     finally:
+        machine = {**describe_processor(), "gpu": next(iter(list_gpus() or []), None)}
         record = {
             "students": list(students), "processes": processes, "begun": begun.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - start, 1), "outcome": outcome,
-            "machine": {**describe_machine(), "system": platform.platform(terse=True)}, "versions": find_versions(),
+            "machine": {**machine, "system": platform.platform(terse=True)}, "versions": find_versions(),
         }  # fmt: skip
         _append(path, record)
 

@@ -117,6 +117,9 @@ def _plan_stage(stage: Stage, made: dict[str, PlannedModel], models: Path) -> St
         )
         _check_student(student, config, teacher, inits.get(name), tokenizer_dir, place)
         matches[name] = resolve_matches(student.matches, teacher.config, config, where=place) if teacher else []
+        if any("sample_relation" in match["loss"] for match in matches[name]) and stage.micro_batch_size in ("auto", 1):
+            raise InputError(f"{place}: sample_relation relates the sequences of a micro-batch, so micro_batch_size "
+                             f"must be a number over 1, not {stage.micro_batch_size}")  # fmt: skip
         students[name] = PlannedModel(name, models / name, config, tokenizer_dir)
     for model in [*students.values(), *([teacher] if teacher else [])]:
         if stage.max_seq_length > model.config.max_position_embeddings:

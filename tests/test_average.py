@@ -61,3 +61,14 @@ def test_what_counts_is_the_average_if_there_is_one(ema):
     student = start_run(ema=ema)
     assert (student.published is student.objective.student) is (ema is None)
     assert "student+average" in student.tensors() or ema is None
+
+
+def test_an_update_that_was_left_out_moves_no_average():
+    student = start_run(ema=0.9)
+    list(run([student], [[BATCH]] * 2))
+    before = flat(student.average)
+    assert not torch.equal(before, flat(student.objective.student))
+    for parameter in student.parameters:
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    student.step(3)
+    assert torch.equal(flat(student.average), before)

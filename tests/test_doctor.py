@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fixtures_cli import ROOT, run
 
-from distill import doctor
+from distill import doctor, gpus
 from distill.doctor import State, examine, is_usable
 
 
@@ -107,12 +107,12 @@ def test_weights_that_are_there_are_found(monkeypatch, tmp_path):
     ("script", "told", "state"),
     [
         ("echo 'NVIDIA H200, 143771 MiB'", "NVIDIA H200, 143771 MiB", None),
-        ("exit 9", "lists none; check the driver", State.note),
+        ("exit 9", "does not answer; check the driver", State.note),
         ("sleep 9", "does not answer", State.note),
     ],
 )
 def test_gpus_are_those_of_nvidia_smi(script, told, state, tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "_SECONDS_FOR_NVIDIA_SMI", 0.2)
+    monkeypatch.setattr(gpus, "_SECONDS", 0.2)
     command = tmp_path / "nvidia-smi"
     command.write_text(f"#!/bin/sh\nexec {script}\n" if script.startswith("sleep") else f"#!/bin/sh\n{script}\n")
     command.chmod(0o755)

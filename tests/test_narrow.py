@@ -221,6 +221,8 @@ def test_fewer_positions_are_the_first():
     ({"vocab_size": 84}, None, "vocab_size is 84 in the student, but must be as many as the 85"),
     ({"max_position_embeddings": 17}, None, "max_position_embeddings is 17"),
     ({"num_hidden_layers": 5}, None, "the student has 5 layers, the teacher only 4; name one for each"),
+    ({"tie_word_embeddings": False}, None, "tie_word_embeddings is false in the student"),
+    ({"hidden_act": "relu"}, None, "hidden_act is 'relu' in the student, 'gelu' in the teacher"),
     ({"num_hidden_layers": 2}, [0], "init_layers names 1 layers, but the student has 2"),
     ({"num_hidden_layers": 1}, [4], "init_layers: the teacher has no layer 4, only 0..3"),
 ])  # fmt: skip

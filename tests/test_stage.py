@@ -24,6 +24,7 @@ from tiny import (
 from distill.errors import InputError
 from distill.modeling.models import load_masked_lm
 from distill.recipe import Stage
+from distill.training import bookkeeping
 from distill.training.loop import StageStopped, TrainingFailed
 from distill.training.metrics import StatusFile, read_metrics
 from distill.training.stage import StagePaths, needs_teacher_head, train_stage
@@ -107,6 +108,24 @@ def test_terms_are_balanced_at_the_start_and_every_few_steps(world):
         assert not [key for key in line if key.startswith("balance_")]
         pulls = [value for key, value in line.items() if key.startswith("weighted_grad_norm_") and "mlm" not in key]
         assert max(pulls) > 10 * min(pulls)
+
+
+def test_a_stop_in_the_evaluation_of_a_balance_step_loses_no_balance(world, monkeypatch):
+    stage = make_stage({"a": {**HIDDEN, "balance_every": 4}})
+    whole = train(world, stage, "whole")
+    measure, calls = bookkeeping.evaluate_masked_lm, []
+
+    def stopping(*arguments):
+        calls.append(arguments)
+        return None if len(calls) == 2 else measure(*arguments)  # the first is the teacher's
+
+    monkeypatch.setattr(bookkeeping, "evaluate_masked_lm", stopping)
+    with pytest.raises(StageStopped):
+        train(world, stage, "stopped")
+    stopped = train(world, stage, "stopped")
+    assert len(calls) == 4
+    assert metrics(stopped, split="train") == metrics(whole, split="train")
+    assert weights(stopped, "a") == weights(whole, "a")
 
 
 def test_students_that_differ_by_name_only_are_different_models(world):

@@ -175,14 +175,18 @@ def _peak_memory_so_far() -> float:
 
 
 def describe_machine() -> dict[str, Any]:
-    """What the times depend on besides the models."""
+    """What the times depend on besides the models. Touches the GPU."""
+    return {**describe_processor(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+
+
+def describe_processor() -> dict[str, Any]:
+    """The part of `describe_machine` that touches no GPU."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
         cpu = names[0].partition(":")[2].strip() if names else cpu
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": cpu, "cores": num_cores(), "gpu": gpu, "torch": torch.__version__}
+    return {"cpu": cpu, "cores": num_cores(), "torch": torch.__version__}
 
 
 def latency_table(timings: Sequence[Timing], reference: str, memory: Mapping[str, float] | None = None) -> Table:

@@ -40,6 +40,17 @@ def check_narrowing(layers: Sequence[int] | None, teacher: BertConfig, student: 
             raise InputError(
                 f"{where}: init_width: {key} is {ours} in the student, but must be {words} the {theirs} of the teacher"
             )
+    for config, whose in ((student, "student"), (teacher, "teacher")):
+        if not config.tie_word_embeddings:
+            raise InputError(
+                f"{where}: init_width: tie_word_embeddings is false in the {whose}, but only a decoder that is tied to "
+                "the word embeddings can be cut"
+            )
+    if student.hidden_act != teacher.hidden_act:
+        raise InputError(
+            f"{where}: init_width: hidden_act is '{student.hidden_act}' in the student, '{teacher.hidden_act}' in the "
+            "teacher; they must be equal"
+        )
     sizes = [config.hidden_size // config.num_attention_heads for config in (student, teacher)]
     if sizes[0] > sizes[1]:
         heads = -(-student.hidden_size // sizes[1])
@@ -103,6 +114,8 @@ def _residual_basis(moment: Tensor, width: int, method: str) -> Tensor:
     # LayerNorm takes the mean of the student's units away. So one direction less is kept, and the others are turned,
     # by a reflection that takes the last axis to the diagonal, such that their units have no mean.
     directions = torch.linalg.eigh(moment).eigenvectors.flip(1)[:, : width - 1]
+    # Whether a direction or its opposite comes out depends on the library and its threads.
+    directions = directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
     axis = torch.full((width,), -(width**-0.5), dtype=moment.dtype)
     axis[-1] += 1
     reflection = torch.eye(width, dtype=moment.dtype) - 2 * torch.outer(axis, axis) / axis.dot(axis)

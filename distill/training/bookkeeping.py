@@ -102,11 +102,13 @@ class Bookkeeper:
         if report.values is not None or is_saving or self.processes.device.type != "cuda":
             self._check_numbers(report.step)  # the host waits for the device, which costs nothing on a CPU
         self._log_losses(report)
-        if self._is_dev_step(report.step):
+        is_dev_step = self._is_dev_step(report.step)
+        if is_dev_step:
             self._measure_gradients(report)
+        self._balance(report.step)  # before the evaluation, in which a stop may end the step
+        if is_dev_step:
             for run in self.runs:
                 self._evaluate(run, report)
-        self._balance(report.step)
         if is_saving:
             self.save(report, is_needed=is_last)
         if self.processes.is_first:
@@ -248,8 +250,11 @@ class Bookkeeper:
         for run in self.runs if self._probe else []:
             if not run.settings.balance_every or step % run.settings.balance_every:
                 continue
-            weights = run.objective.term_weights()
-            found = balance_factors(self._term_norms(run), weights, run.term_shares())
+            weights, norms = run.objective.term_weights(), self._term_norms(run)
+            if lost := sorted(weights.keys() - norms.keys()):  # overflows of fp16; others are not measured without them
+                self._warn(f"student '{run.name}': balance of step {step:,} left out, no finite gradient: {lost[0]}")
+                norms = {}
+            found = balance_factors(norms, weights, run.term_shares())
             factors = numbers_from_first([found.get(name, 0.0) for name in weights], self.processes)
             run.objective.balance({name: factor for name, factor in zip(weights, factors, strict=True) if factor})
 

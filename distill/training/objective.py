@@ -283,7 +283,8 @@ class Objective(nn.Module):
         """From now on the KD term is taken at this temperature, and its weight times this factor."""
         if self._temperature is None:
             self._temperature = torch.ones(2, device=next(self.parameters()).device)
-        self._temperature.copy_(torch.tensor([temperature, factor]))
+        for place, value in enumerate((temperature, factor)):
+            self._temperature[place].fill_(value)  # no copy from the host, which would wait for the device
 
     def balance(self, factors: Mapping[str, float]) -> None:
         """Multiplies the weights of these terms, as they were given, by these factors from now on."""

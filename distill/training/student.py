@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import BertForMaskedLM
 
 from distill.corpus.schedule import scheduled_value
@@ -118,16 +117,17 @@ class StudentRun:
         self.scaler.unscale_(self.optimizer)
         limit = self.settings.max_grad_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        is_sound = norm.isfinite()
         if self.scaler.is_enabled():
             # fp16: the scaler tries larger scales now and then, and skips a step that overflows; that is no failure.
-            norm = torch.where(norm.isfinite(), norm, torch.zeros_like(norm))
+            norm = torch.where(is_sound, norm, torch.zeros_like(norm))
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
             self._guarded_update(norm, number)
         self.scheduler.step()
         self._move_temperature()
-        self._update_average()
+        self._update_average(is_sound)
         self.clear_gradients()
         return norm
 
@@ -151,16 +151,19 @@ class StudentRun:
         )  # fmt: skip
         self.objective.set_temperature(temperature, factor=self._kd_factor(temperature))
 
-    def _update_average(self) -> None:
+    @torch.no_grad()
+    def _update_average(self, is_sound: Tensor) -> None:
         """Moves the average towards the new weights: by 1 - ema, but faster at first, or it would keep its start.
 
-        The decay of step t is min(ema, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage.
+        The decay of step t is min(ema, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage. After an
+        update that was left out the average stays where it is.
         """
         if self.average is None or self.settings.ema is None:
             return
         step = self.scheduler.last_epoch
-        move = get_ema_multi_avg_fn(min(self.settings.ema, (1 + step) / (10 + step)))
-        move(list(self.average.parameters()), list(self.objective.student.parameters()), step)
+        share = is_sound * (1 - min(self.settings.ema, (1 + step) / (10 + step)))
+        for mean, weight in zip(self.average.parameters(), self.objective.student.parameters(), strict=True):
+            mean.lerp_(weight, share.to(mean.dtype))
 
     def _guarded_update(self, norm: Tensor, number: int) -> None:
         is_bad = ~norm.isfinite()
