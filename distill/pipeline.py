@@ -29,7 +29,7 @@ from distill.passes import record_pass
 from distill.planning import StagePlan, plan_recipe
 from distill.recipe import Recipe, Stage
 from distill.release.results import collect_results, format_results
-from distill.release.run_folder import PASSES_FILE
+from distill.release.run_folder import PASSES_FILE, RunFolder
 from distill.release.stage_parts import show_duration
 from distill.reporting import report_at_end
 from distill.training.accounting import pass_flops
@@ -55,7 +55,10 @@ def run_recipe(
                  max_restarts=max_restarts, plugins=plugins)  # fmt: skip
     if cluster.node_rank == 0:
         output = Path(recipe.output_dir)
-        results = collect_results(output, recipe.model_dump())
+        run = RunFolder(output, recipe.model_dump())
+        results = collect_results(run)
+        for problem in run.problems:
+            show(f"results: {problem}")
         write_json(output / "report" / "results.json", results)
         show(format_results(results))
         failed: list[str] = []

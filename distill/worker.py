@@ -28,7 +28,7 @@ from distill.pipeline import (
 )
 from distill.planning import StagePlan, plan_recipe
 from distill.recipe import Recipe
-from distill.release.card import first_cards
+from distill.release.card import first_cards, minimal_card
 from distill.release.run_folder import RunFolder
 from distill.training.bookkeeping import describe_os_error
 from distill.training.loop import StageStopped, TrainingFailed
@@ -108,7 +108,7 @@ def _train(
     recipe: Recipe, plan: StagePlan, students: list[str], output: Path, stop: StopRequest, status: StatusFile
 ) -> None:
     is_first = int(os.environ.get("RANK", 0)) == 0
-    cards = first_cards(students, RunFolder(output, recipe.model_dump())) if is_first else {}
+    cards = _write_cards(students, RunFolder(output, recipe.model_dump()), status) if is_first else {}
     processes = join_processes()
     try:
         if CHILD not in os.environ:  # without our parent, the first process prepares the data
@@ -124,6 +124,16 @@ def _train(
     finally:
         with contextlib.suppress(RuntimeError):
             leave_processes(processes)
+
+
+def _write_cards(students: list[str], run: RunFolder, status: StatusFile) -> dict[str, str]:
+    """student -> its model card. A card is no reason to train nothing, whatever is in the files that it tells of."""
+    try:
+        return first_cards(students, run)
+    except Exception as error:
+        traceback.print_exc()
+        status.note(f"the model cards hold the names alone until the next report ({type(error).__name__}: {error})")
+        return {name: minimal_card(name) for name in students}
 
 
 def _prepare(recipe: Recipe, plan: StagePlan, students: list[str], output: Path) -> None:

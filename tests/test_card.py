@@ -13,6 +13,8 @@ from huggingface_hub import ModelCard
 from distill.recipe_file import load_recipe
 from distill.release.card import MARK, first_cards, refresh_cards
 from distill.release.run_folder import open_run
+from distill.training.metrics import StatusFile, read_status
+from distill.worker import _write_cards
 
 pytest_plugins = ["fixtures_cli"]
 
@@ -67,6 +69,17 @@ def test_card_tells_the_chain_the_data_and_the_settings(finished):
     assert "/home/someone" not in card
 
 
+def test_absolute_paths_are_cut_to_their_last_part(finished):
+    recipe = json.loads((finished.root / "recipe.json").read_text())
+    student = recipe["stages"][1]["students"]["smaller"]
+    student |= {"init": "/home/someone/start", "matches": ["/home/someone/pairs.json", "uniform"]}
+    del student["init_layers"]
+    finished.write("recipe.json", recipe)
+    finished.write("out/recipe.json", load_recipe("recipe.json").model_dump())
+    card = make_card(finished)
+    assert "stage two, starts from start |" in card and "`pairs.json`, `uniform`" in card and "/home" not in card
+
+
 def test_results_stand_there_when_they_are_measured(finished):
     assert "accuracy 29.50%, loss 4.500 nats (one run, seed 0)" in make_card(finished)
     finished.write("out/report/tables.json", {"tables": TABLES})
@@ -113,6 +126,23 @@ def test_first_card_is_the_same_when_training_goes_on(project):
     ]
     project.write("out/stages/one/metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     assert make_card(project, "small") == before and "40.00%" not in before
+
+
+@pytest.mark.parametrize("values", [{"accuracy": 0.5}, {"accuracy": "high"}, {"accuracy": 0.5, "mlm_loss": []}])
+def test_odd_measurements_leave_a_card(values, finished):
+    record = {"step": 7, "tokens": 9, "split": "dev", "student": "smaller", **values}
+    finished.write("out/stages/two/metrics.jsonl", json.dumps(record) + "\n")
+    assert ("accuracy 50.00% (one run, seed 0" in make_card(finished)) == (values["accuracy"] == 0.5)
+
+
+def test_stage_is_trained_though_its_cards_cannot_be_written(finished, monkeypatch):
+    monkeypatch.setattr("distill.worker.first_cards", lambda names, run: 1 / 0)
+    status = StatusFile(Path("out/stages/two/status.json"))
+    card = _write_cards(["smaller"], open_run(Path("out")), status)["smaller"]
+    status.write("running")
+    assert "# smaller" in card and MARK in card and ModelCard(card).data.library_name == "transformers"
+    (told,) = read_status(status.path)["messages"]
+    assert "ZeroDivisionError" in told
 
 
 def test_refreshing_keeps_what_a_user_wrote(finished):

@@ -237,6 +237,15 @@ def test_damaged_answers_are_named(finished, capsys):
     assert "out/report/examples.json: damaged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", ["{", '{"most_common_token": 5}', '{"most_common_token": {"dev_share": "much"}}'])
+def test_finished_run_does_not_fail_by_damaged_data(content, finished, capsys):
+    """What comes after training is fine-tuning, which needs no such file."""
+    (folder,) = (finished.root / "out/data").glob("*/info.json")
+    folder.write_text(content)
+    assert run("train", "recipe.json") == 0
+    assert "results: out/data" in capsys.readouterr().out
+
+
 def test_run_does_not_fail_by_its_report(finished, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr("distill.reporting.draw_curves", lambda run: 1 / 0)

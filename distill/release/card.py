@@ -27,7 +27,7 @@ _TOLD = {"config", "init", "init_layers", "method", "seed", "matches", "temperat
 
 def refresh_cards(run: RunFolder) -> None:
     """Writes the cards of all finished students again that still are as they were written."""
-    chain, results = read_chain(run), collect_results(run.path, run.recipe, noting=run.noting)
+    chain, results = read_chain(run), collect_results(run)
     for model in chain:
         folder = run.model(model.name) if model.stage else None
         card = folder / "README.md" if folder else None
@@ -43,10 +43,15 @@ def first_cards(names: Sequence[str], run: RunFolder) -> dict[str, str]:
 
     The same whether this is the stage's first start: measurements of a stage that is going on are left out.
     """
-    chain, results = read_chain(run), collect_results(run.path, run.recipe, noting=run.noting)
+    chain, results = read_chain(run), collect_results(run)
     made = {model.name for model in chain if model.stage and model.is_finished}
     results["models"] = [row for row in results["models"] if row["name"] in made]
     return {name: model_card(name, run, chain, results) for name in names}
+
+
+def minimal_card(name: str) -> str:
+    """A card that takes nothing to write; the next report replaces it."""
+    return f"---\nlibrary_name: transformers\n---\n{MARK}\n# {name}\n\nMade by MiniDistill.\n"
 
 
 def model_card(name: str, run: RunFolder, chain: Sequence[Model], results: Mapping[str, Any]) -> str:
@@ -105,9 +110,9 @@ def _what_it_is(model: Model, run: RunFolder) -> str:
 def _origin(model: Model, measured: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for one in reversed(model.origin()):
-        made = (
-            "given" if one.stage is None else f"stage {one.stage}" + (f", starts from {one.init}" if one.init else "")
-        )
+        made = f"stage {one.stage}" if one.stage else "given"
+        if one.init:
+            made += f", starts from {_shown_name(one.init)}"
         accuracy = measured.get(one.name, {}).get("dev_accuracy")
         size = f"{one.counts.masked_lm:,}" if one.counts else "-"
         rows.append([_shown_name(one.name), one.shape() or "-", size, made,
@@ -141,8 +146,10 @@ def _training(name: str, stage: Mapping[str, Any]) -> str:
         ["seed", str(stage["seed"] if student["seed"] is None else student["seed"])],
     ]
     if stage["teacher"]:
-        matches = [_code(m) if isinstance(m, str) else "a match given as object" for m in student["matches"]]
-        rows += [["method", student["method"]]] if student["method"] else []
+        matches = [
+            _code(_shown_name(m)) if isinstance(m, str) else "a match given as object" for m in student["matches"]
+        ]
+        rows += [["method", _shown_name(student["method"])]] if student["method"] else []
         rows += [["temperature", f"{student['temperature']:g}"],
                  ["layer matches", ", ".join(matches) or "none (logits only)"]]  # fmt: skip
     if student["init_layers"]:
@@ -163,9 +170,10 @@ def _results(
     if row and row["dev_accuracy"] is not None:
         share, seed = shares.get(stage["name"]), stage["students"][model.name]["seed"]
         base = f"; always guessing the commonest token: {share:.2%}" if share is not None else ""
+        loss = "" if row["dev_loss"] is None else f", loss {row['dev_loss']:.3f} nats"
         parts.append(
-            f"Masked-language modelling on held-out documents: accuracy {row['dev_accuracy']:.2%}, loss "
-            f"{row['dev_loss']:.3f} nats (one run, seed {stage['seed'] if seed is None else seed}{base})."
+            f"Masked-language modelling on held-out documents: accuracy {row['dev_accuracy']:.2%}{loss} "
+            f"(one run, seed {stage['seed'] if seed is None else seed}{base})."
         )
     tables = run.json("report/tables.json").get("tables")
     family = {name for one in model.origin() for name in (one.name, f"{one.name}{TAUGHT}")}

@@ -56,7 +56,7 @@ def render(run: RunFolder) -> str:
 def collect_parts(run: RunFolder) -> dict[str, Any]:
     """Everything that the template shows, by the name it has there."""
     models = read_chain(run)
-    results = collect_results(run.path, run.recipe, noting=run.noting)
+    results = collect_results(run)
     rows = _add_unfinished(run, results["models"], models)
     stages = [collect_stage(run, stage) for stage in run.stages]
     tasks = run.json("report/tables.json")

@@ -1,7 +1,7 @@
 """The table at the end of a run, read from the files that the stages left."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,35 +9,33 @@ from distill.errors import InputError
 from distill.json_file import read_object
 from distill.modeling.config import load_config
 from distill.modeling.counting import Parameters, count_parameters
+from distill.release.run_folder import RunFolder
 from distill.training.metrics import read_metrics
 
 
-def collect_results(
-    output: Path, recipe: Mapping[str, Any], *, noting: Callable[[], AbstractContextManager[None]] = nullcontext
-) -> dict[str, Any]:
-    """Every model of a run with its size and last dev measurement.
+def collect_results(run: RunFolder) -> dict[str, Any]:
+    """Every model of a run with its size and last dev measurement; a file that cannot be read is noted.
 
-    Args:
-        noting: takes the InputError of a file that cannot be read, whose values are then None.
     Returns: {"models": [{"name", "stage", "teacher", "parameters", "without_embeddings", "steps", "tokens",
         "dev_accuracy", "dev_loss"}], "most_common_share": {stage: share of masked dev tokens that guessing the
-        commonest token would get right}}. A value that was not measured is None.
+        commonest token would get right}}. A value that was not measured, or is no number, is None.
     """
     models: list[dict[str, Any]] = []
     shares: dict[str, float | None] = {}
-    for stage in recipe["stages"]:
-        folder = output / "stages" / stage["name"]
-        records = read_dev_records(folder / "metrics.jsonl")
+    for stage in run.stages:
+        records: dict[str, dict[str, Any]] = {}
+        with run.noting():
+            records = read_dev_records(run.stage_folder(stage) / "metrics.jsonl")
         shares[stage["name"]] = None
-        with noting():
-            shares[stage["name"]] = _most_common_share(folder / "dataset.json")
+        with run.noting():
+            shares[stage["name"]] = _most_common_share(run.dataset(stage))
         if stage["teacher"] and stage["teacher"] not in {model["name"] for model in models}:
             models.append(_row(stage["teacher"], stage, records.get("teacher"), None, None))
         for name in stage["students"]:
-            config = output / "models" / name / "config.json"
+            config = run.path / "models" / name / "config.json"
             if config.exists():
                 counts = None
-                with noting():
+                with run.noting():
                     counts = count_parameters(load_config(config))
                 models.append(_row(name, stage, records.get(name), counts, stage["teacher"]))
     return {"models": models, "most_common_share": shares}
@@ -45,14 +43,14 @@ def collect_results(
 
 def read_dev_records(path: Path) -> dict[str, dict[str, Any]]:
     """The last dev record of each student of a metrics.jsonl."""
-    return {record["student"]: record for record in read_metrics(path) if record["split"] == "dev"}
+    return {str(record["student"]): record for record in read_metrics(path) if record["split"] == "dev"}
 
 
 def _row(
     name: str, stage: Mapping[str, Any], record: Mapping[str, Any] | None, counts: Parameters | None,
     teacher: str | None,
 ) -> dict[str, Any]:  # fmt: skip
-    record = record or {}
+    record = {name: _number(value) for name, value in (record or {}).items()}
     return {
         "name": name, "stage": stage["name"], "teacher": teacher,
         "parameters": counts.masked_lm if counts else None,
@@ -62,16 +60,20 @@ def _row(
     }  # fmt: skip
 
 
-def _most_common_share(note: Path) -> float | None:
+def _number(value: Any) -> Any:
+    """A number that can be counted with; None for anything else."""
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _most_common_share(dataset: Path | None) -> float | None:
     """What always guessing the commonest token of the training rows would get right on dev."""
-    if not note.exists():
+    if dataset is None:
         return None
-    path = read_object(note, what="where a dataset is").get("path")
-    if not isinstance(path, str):
-        raise InputError(f"{note}: does not say where the dataset is; the same `distill train` writes it again")
-    info = read_object(Path(path) / "info.json", what="what is packed")
-    share = info.get("most_common_token", {}).get("dev_share")
-    return float(share) if share is not None else None
+    found = read_object(dataset / "info.json", what="what is packed").get("most_common_token", {})
+    share = found.get("dev_share") if isinstance(found, dict) else None
+    if not isinstance(found, dict) or share is not None and _number(share) is None:
+        raise InputError(f"{dataset / 'info.json'}: damaged; remove the folder, and it is prepared again")
+    return share
 
 
 def format_results(results: Mapping[str, Any]) -> str:

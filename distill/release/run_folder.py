@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from distill.errors import InputError
 from distill.json_file import read_object
 from distill.recipe_file import load_recipe
 from distill.training.metrics import read_metrics, read_status
+
+logger = logging.getLogger(__name__)
 
 RECIPE_FILE = "recipe.json"
 PASSES_FILE = "passes.jsonl"
@@ -65,7 +68,10 @@ class RunFolder:
         if not note.is_file():
             return None
         with self.noting():
-            path = Path(str(read_object(note, what="where a dataset is").get("path", "")))
+            where = read_object(note, what="where a dataset is").get("path")
+            if not isinstance(where, str) or not where:
+                raise InputError(f"{note}: does not say where the dataset is; the same `distill train` writes it again")
+            path = Path(where)
             here = self.path / "data" / path.name
             return here if here.is_dir() else path if path.is_dir() else None
         return None
@@ -131,6 +137,9 @@ class RunFolder:
             yield
         except (InputError, OSError) as error:
             self.problems.append(str(error))
+        except Exception as error:  # what damaged files make of the code that reads them
+            logger.debug("while %s was read", self.path, exc_info=True)
+            self.problems.append(f"{self.path}: a part could not be read ({type(error).__name__}: {error})")
 
     @contextlib.contextmanager
     def damage_noted(self, name: str) -> Iterator[None]:
