@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 def write_whole(path: Path, content: str | bytes) -> None:
     """Replaces a file as a whole. OSError leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two may write the same, such as a report
     try:
         write_flushed(partial, content)
         os.replace(partial, path)

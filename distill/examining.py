@@ -4,6 +4,8 @@ The answers go to report/examples.json, which release/ reads; they are computed 
 n tokens, H width, K sentences.
 """
 
+import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -23,6 +25,8 @@ from distill.corpus.statistics import SCRIPTS, TokenTable
 from distill.corpus.tokenizing import load_tokenizer
 from distill.downstream.run import digest_model
 from distill.durable import write_json
+from distill.errors import InputError
+from distill.json_file import read_object
 from distill.modeling.models import load_masked_lm
 from distill.modeling.weight_files import has_head
 from distill.release.run_folder import EXAMPLES_FILE, RunFolder
@@ -60,8 +64,13 @@ def examine_models(run: RunFolder) -> None:
     """
     folders = _find_models(run)
     datasets = [dataset.name if (dataset := run.dataset(stage)) else None for stage in run.stages]
-    key = {"models": {name: digest_model(folder) for name, folder in folders.items()}, "datasets": datasets}
-    if not folders or run.json(EXAMPLES_FILE).get("key") == key:
+    digests: dict[str, str] = {}
+    for name, folder in folders.items():
+        with run.noting():
+            digests[name] = digest_model(folder)
+    folders = {name: folders[name] for name in digests}
+    key = {"models": digests, "datasets": datasets}
+    if not folders or _is_known(key, run):
         return
     load = lru_cache(maxsize=4)(_load)
     similarities: list[dict[str, Any]] = []
@@ -73,6 +82,20 @@ def examine_models(run: RunFolder) -> None:
                     similarities += _compare_layers(run, stage, name, folders, load)
     with run.noting():
         write_json(run.path / EXAMPLES_FILE, found)
+
+
+def _is_known(key: Mapping[str, Any], run: RunFolder) -> bool:
+    """Whether the answers there are from these models and data; what is not at hand now, but was, is not missed."""
+    names = {name for stage in run.stages for name in (stage["teacher"], *stage["students"])}
+    # A damaged file is made again, which is no problem of the run's.
+    with contextlib.suppress(InputError, OSError, AttributeError, TypeError, KeyError):
+        known = read_object(run.path / EXAMPLES_FILE, what="the models' answers")["key"]
+        return (
+            key["models"].items() <= known["models"].items() and known["models"].keys() <= names
+            and len(known["datasets"]) == len(key["datasets"])
+            and all(now in (None, was) for now, was in zip(key["datasets"], known["datasets"], strict=True))
+        )  # fmt: skip
+    return False
 
 
 def _find_models(run: RunFolder) -> dict[str, Path]:
@@ -222,7 +245,8 @@ def _compare_layers(
     pairs = sorted({(m["layer_S"], m["layer_T"]) for m in matches
                     if m["feature"] == "hidden" and isinstance(m["layer_S"], int)})  # fmt: skip
     own, taught = (gram_matrices(hidden_states(model, opened[0])) for model in (a, b))
-    values = [[round(similarity(x, y), 4) for y in taught] for x in own]
+    found = [[similarity(x, y) for y in taught] for x in own]
+    values = [[round(value, 4) if math.isfinite(value) else None for value in row] for row in found]
     return [{"stage": stage["name"], "student": student, "teacher": teacher, "pairs": pairs, "cka": values,
              "tokens": len(own[0])}]  # fmt: skip
 

@@ -29,7 +29,7 @@ from distill.passes import record_pass
 from distill.planning import StagePlan, plan_recipe
 from distill.recipe import Recipe, Stage
 from distill.release.results import collect_results, format_results
-from distill.release.run_folder import PASSES_FILE, RunFolder
+from distill.release.run_folder import PASSES_FILE, SETTINGS_FILE, RunFolder
 from distill.release.stage_parts import show_duration
 from distill.reporting import report_at_end
 from distill.training.accounting import pass_flops
@@ -93,6 +93,9 @@ def train_stages(
     if cluster.node_rank == 0:
         leading = Leader(output, cluster.nnodes) if cluster.nnodes > 1 else nullcontext()
         with only_run(output, show) as lock, leading as leader:
+            for stage in stages:
+                if unfinished_students(plans[stage.name]):  # how the last run ended is not how this one is
+                    status_path(output, stage, 0).unlink(missing_ok=True)
             packed = _prepare(recipe, stages, plans, show, allow_changes=allow_changes)
             run_pass = functools.partial(run_pass, lock=lock)
             _lead(recipe, stages, plans, packed, leader, run_pass, show, max_restarts=max_restarts)
@@ -239,8 +242,27 @@ def prepare_data(plan: StagePlan, output: Path, show: Callable[[str], None]) -> 
 def hand_over(plan: StagePlan, students: list[str], output: Path, packed: Path) -> None:
     """Leaves what the stage's processes will read: where the dataset is, and no checkpoints of another pass."""
     record_inputs(plan, output)
+    record_settings(plan, students, output)
     clear_other_checkpoints(output / "stages" / plan.stage.name / "checkpoints", students)
     write_json(dataset_note(plan, output), {"path": str(packed)})
+
+
+def record_settings(plan: StagePlan, students: list[str], output: Path) -> None:
+    """Writes down what `students` are trained with, for their cards: a later run's recipe may say something else."""
+    path = output / "stages" / plan.stage.name / SETTINGS_FILE
+    before = RunFolder(output, {"stages": []}).json_at(path)
+    kept = before.get("students")
+    models = [plan.teacher, *plan.inits.values()]
+    given = {
+        model.name: {"folder": str(model.folder.absolute()), "is_from_hub": not Path(model.name).is_dir()}
+        for model in models
+        if model and not model.folder.is_relative_to(output / "models")
+    }
+    stage = plan.stage.model_dump()
+    write_json(path, {
+        "given": given,
+        "students": {**(kept if isinstance(kept, dict) else {}), **dict.fromkeys(students, stage)},
+    })  # fmt: skip
 
 
 @contextlib.contextmanager

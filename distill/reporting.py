@@ -25,9 +25,9 @@ def report_run(folder: Path) -> tuple[Path, list[str]]:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     run = open_run(folder)
-    examine_models(run)
-    draw_curves(run)
-    refresh_cards(run)
+    for part in (examine_models, draw_curves, refresh_cards):
+        with run.noting():
+            part(run)
     return write_report(run), list(dict.fromkeys(run.problems))
 
 

@@ -10,6 +10,8 @@ import yaml
 from fixtures_cli import complaint, run
 from huggingface_hub import ModelCard
 
+from distill.pipeline import record_settings
+from distill.planning import plan_recipe
 from distill.recipe_file import load_recipe
 from distill.release.card import MARK, first_cards, refresh_cards
 from distill.release.run_folder import open_run
@@ -105,6 +107,36 @@ def test_teacher_from_the_hub_is_the_base_model(project):
     project.write("out/recipe.json", recipe.model_dump())
     front = make_card(project, "small").split("---")[1]
     assert yaml.safe_load(front)["base_model"] == "hfl/chinese-roberta-wwm-ext"
+
+
+def test_folder_that_is_not_here_is_no_id_of_the_hub(project):
+    """The report is made in another directory than the run was, or from a copy of its folder."""
+    project.model("pretrained/RoBERTa")
+    recipe = load_recipe(project.recipe(stage={"teacher": "pretrained/RoBERTa"}))
+    project.write("out/recipe.json", recipe.model_dump())
+    record_settings(plan_recipe(recipe)["one"], ["small"], Path("out"))
+    (project.root / "pretrained").rename(project.root / "elsewhere")
+    assert ModelCard(make_card(project, "small")).data.base_model is None
+
+
+@pytest.mark.parametrize("name", ["my--models/rbt6", "a..b/c", "x/y."])
+def test_names_that_the_hub_refuses_are_no_error(name, finished):
+    recipe = json.loads((finished.root / "out/recipe.json").read_text())
+    recipe["stages"][0]["teacher"] = name
+    finished.write("out/recipe.json", recipe)
+    assert f"| {name} | - | - | given |" in make_card(finished)
+
+
+def test_settings_of_a_finished_model_are_those_it_was_trained_with(finished):
+    """A later run with --allow-changes says something else of the stage."""
+    plan = plan_recipe(load_recipe(finished.recipe(stage={"steps": 7})))["one"]
+    record_settings(plan, ["small"], Path("out"))
+    recipe = json.loads((finished.root / "out/recipe.json").read_text())
+    recipe["stages"][0]["steps"] = 200
+    finished.write("out/recipe.json", recipe)
+    assert "| length | 7 steps of" in make_card(finished, "small")
+    finished.write("out/stages/one/settings.json", {"students": {"small": {"steps": "many"}}, "given": {"teacher": []}})
+    assert "| length | 200 steps of" in first_cards(["small"], open_run(Path("out")))["small"]
 
 
 def test_student_without_a_teacher_was_distilled_from_nothing(project):

@@ -166,6 +166,23 @@ def test_models_are_asked_once_until_they_change(finished, monkeypatch):
     assert len(json.loads((finished.root / "out/report/examples.json").read_text())["similarity"][0]["cka"]) == 4
 
 
+def test_answers_of_a_teacher_that_is_gone_are_kept(finished):
+    _digest.cache_clear()  # of files, once a process
+    before = (finished.root / "out/report/examples.json").read_bytes()
+    shutil.rmtree(finished.root / "teacher")
+    assert run("report", "out") == 0
+    assert (finished.root / "out/report/examples.json").read_bytes() == before
+
+
+def test_damaged_answers_are_made_again_without_a_word(finished, capsys):
+    _digest.cache_clear()  # of files, once a process
+    before = (finished.root / "out/report/examples.json").read_bytes()
+    finished.write("out/report/examples.json", "{")
+    assert run("report", "out") == 0
+    assert capsys.readouterr().err == ""
+    assert json.loads((finished.root / "out/report/examples.json").read_bytes()) == json.loads(before)
+
+
 def test_run_that_has_only_begun_says_what_is_missing(project, capsys):
     project.write("out/recipe.json", load_recipe(project.recipe()).model_dump())
     assert run("report", "out") == 0
@@ -248,9 +265,32 @@ def test_finished_run_does_not_fail_by_damaged_data(content, finished, capsys):
 
 def test_run_does_not_fail_by_its_report(finished, monkeypatch):
     said: list[str] = []
-    monkeypatch.setattr("distill.reporting.draw_curves", lambda run: 1 / 0)
+    monkeypatch.setattr("distill.reporting.write_report", lambda run: 1 / 0)
     report_at_end(Path("out"), said.append)
     assert said == ["report: not written (division by zero); `distill report out` tries again"]
+
+
+def test_page_is_there_though_its_pictures_are_not(finished, monkeypatch, capsys):
+    monkeypatch.setattr("distill.reporting.draw_curves", lambda run: 1 / 0)
+    assert run("report", "out") == 0
+    assert "warning: out: a part could not be read (ZeroDivisionError" in capsys.readouterr().err
+    assert Tags(page_of(finished)).open == []
+
+
+def test_what_is_no_number_costs_no_page(finished, capsys):
+    cells = TABLES["summary"][:1] + [{**TABLES["summary"][1], "Mean of tasks": "nan%"}]
+    finished.write("out/report/tables.json", {"tables": {**TABLES, "summary": cells}})
+    finished.write("out/stages/one/passes.jsonl", '{"seconds": NaN}\n{"seconds": 5, "processes": 1}\n')
+    _digest.cache_clear()  # of files, once a process
+    path = finished.root / "out/report/examples.json"
+    answers = json.loads(path.read_text())
+    answers["similarity"][0]["cka"][0][0] = None
+    path.write_text(json.dumps(answers))
+    assert run("report", "out") == 0
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "passes.jsonl: 1 line(s) are damaged" in warning
+    page = page_of(finished)
+    assert Tags(page).open == [] and ">-</text>" in page
 
 
 def test_models_that_do_not_fit_are_left_out(finished, monkeypatch, capsys):

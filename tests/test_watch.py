@@ -13,6 +13,7 @@ import pytest
 from fixtures_cli import complaint, run
 from rich.console import Console
 
+from distill.errors import InputError
 from distill.recipe_file import load_recipe
 from distill.release.watching import MetricsTail, Watch, draw
 
@@ -65,6 +66,20 @@ def test_run_that_ended_badly_says_why_and_ends_the_view(state, watched, capsys)
     assert look(capsys)["state"] == state
     assert run("watch", "out") == 0
     assert "out of memory; lower micro_batch_size" in capsys.readouterr().out
+
+
+def test_how_the_last_run_ended_is_forgotten_when_the_next_begins(watched, capsys, monkeypatch):
+    """Its data may be prepared for hours before the stage's processes say how they are."""
+    write_progress(watched, "failed")
+    seen = []
+
+    def prepare(*arguments, **options):
+        seen.append(Watch(watched.root / "out").look()["state"])
+        raise InputError("the data")
+
+    monkeypatch.setattr("distill.pipeline._prepare", prepare)
+    assert "the data" in complaint(capsys, "train", "recipe.json")
+    assert seen == ["waiting"]
 
 
 def test_run_without_a_word_is_doubted(watched, capsys):

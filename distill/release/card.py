@@ -17,7 +17,7 @@ from distill.json_file import short
 from distill.recipe import Student
 from distill.release.chain import Model, read_chain
 from distill.release.results import collect_results
-from distill.release.run_folder import RunFolder, is_hub_id
+from distill.release.run_folder import RunFolder
 
 MARK = "<!-- Written by MiniDistill, and again when there are new results; remove this line to keep your changes. -->"
 _TOLD = {"config", "init", "init_layers", "method", "seed", "matches", "temperature", "learning_rate", "scheduler",
@@ -62,9 +62,11 @@ def model_card(name: str, run: RunFolder, chain: Sequence[Model], results: Mappi
     """
     model = next(model for model in chain if model.name == name)
     stage = next(stage for stage in run.stages if name in stage["students"])
+    if model.is_finished:
+        stage = run.trained_stage(stage, name)
     measured = {row["name"]: row for row in results["models"]}
     parts = [
-        f"---\n{_metadata(model, measured.get(name))}\n---\n{MARK}\n# {name}",
+        f"---\n{_metadata(model, measured.get(name), run)}\n---\n{MARK}\n# {name}",
         _what_it_is(model, run),
         "## Where it comes from\n\n" + _origin(model, measured),
         "## Training data\n\n" + _data(stage, run),
@@ -77,7 +79,7 @@ def model_card(name: str, run: RunFolder, chain: Sequence[Model], results: Mappi
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(model: Model, row: Mapping[str, Any] | None) -> str:
+def _metadata(model: Model, row: Mapping[str, Any] | None, run: RunFolder) -> str:
     """YAML as the Hub reads it."""
     root = model.origin()[-1].name
     results = [EvalResult(
@@ -87,7 +89,7 @@ def _metadata(model: Model, row: Mapping[str, Any] | None) -> str:
     data = ModelCardData(
         language="zh", library_name="transformers", pipeline_tag="fill-mask",
         tags=["bert", "minidistill", *(["knowledge-distillation"] if model.teacher else [])],
-        base_model=root if model.teacher and is_hub_id(root) else None,
+        base_model=root if model.teacher and run.is_from_hub(root) else None,
         model_name=model.name if results else None, eval_results=results,
     )  # fmt: skip
     return data.to_yaml()

@@ -95,7 +95,8 @@ def line_chart(
 
 
 def scatter_chart(points: Mapping[str, tuple[float, float]]) -> Chart | None:
-    """A named dot each: x is positive and has a logarithmic axis, y is a percentage."""
+    """A named dot each: x is positive and has a logarithmic axis, y is a percentage. What is no number is left out."""
+    points = {name: place for name, place in points.items() if all(map(math.isfinite, place))}
     if not points:
         return None
     xs = [x for x, _ in points.values()]
@@ -114,8 +115,8 @@ def scatter_chart(points: Mapping[str, tuple[float, float]]) -> Chart | None:
     return Chart(_svg(parts, HEIGHT, ", ".join(points)), [])
 
 
-def heat_chart(matrix: Sequence[Sequence[float]], pairs: Sequence[Sequence[int]]) -> Chart | None:
-    """Values from 0 to 1, rows from the top; the cells (row, column) of `pairs` have a frame."""
+def heat_chart(matrix: Sequence[Sequence[float | None]], pairs: Sequence[Sequence[int]]) -> Chart | None:
+    """Values from 0 to 1 or None, rows from the top; the cells (row, column) of `pairs` have a frame."""
     if not matrix or not matrix[0]:
         return None
     across, down = min(52.0, (WIDTH - 34) / len(matrix[0])), 22
@@ -131,9 +132,9 @@ def heat_chart(matrix: Sequence[Sequence[float]], pairs: Sequence[Sequence[int]]
             x = 34 + across * column
             parts.append(Markup(
                 '<rect class="{}" x="{:.1f}" y="{}" width="{:.1f}" height="{}" rx="2" fill-opacity="{:.3f}"/>'
-                '<text class="cell" x="{:.1f}" y="{}">{:.0f}</text>'
-            ).format(style, x + 1, y + 1, across - 2, down - 2, 0.8 * min(max(value, 0.0), 1.0) ** 2,
-                     x + across / 2, y + 15, 100 * value))  # fmt: skip
+                '<text class="cell" x="{:.1f}" y="{}">{}</text>'
+            ).format(style, x + 1, y + 1, across - 2, down - 2, 0.8 * min(max(value or 0.0, 0.0), 1.0) ** 2,
+                     x + across / 2, y + 15, "-" if value is None else f"{100 * value:.0f}"))  # fmt: skip
     return Chart(_svg(parts, height, f"{len(matrix)} x {len(matrix[0])}"), [])
 
 

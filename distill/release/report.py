@@ -60,15 +60,23 @@ def collect_parts(run: RunFolder) -> dict[str, Any]:
     rows = _add_unfinished(run, results["models"], models)
     stages = [collect_stage(run, stage) for stage in run.stages]
     tasks = run.json("report/tables.json")
-    times = [time for stage in run.stages for time in collect_times(run, stage)]
+    times: list[dict[str, Any]] = []
+    datasets: list[dict[str, Any]] = []
+    quality: dict[str, Any] = {}
+    with run.noting():
+        times = [time for stage in run.stages for time in collect_times(run, stage)]
+    with run.noting():
+        datasets = collect_datasets(run)
+    with run.noting():
+        quality = collect_quality(tasks)
     parts = {
         "name": run.path.resolve().name,
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "roots": list(roots(models)), "cards": _describe_models(models, rows, stages), "models": models,
         "rows": rows, "shares": sorted({s for s in results["most_common_share"].values() if s is not None}),
-        "stages": stages, "tables": _tables(tasks), "quality": collect_quality(tasks),
+        "stages": stages, "tables": _tables(tasks), "quality": quality,
         "has_tasks": run.recipe["finetune"] is not None,
-        "examples": collect_examples(run), "similarity": collect_similarity(run), "datasets": collect_datasets(run),
+        "examples": collect_examples(run), "similarity": collect_similarity(run), "datasets": datasets,
         "times": times, "machines": _distinct(time["machine"] for time in times),
         "versions": _distinct(time["versions"] for time in times),
         "tokens": sum(row["tokens"] or 0 for row in rows),
@@ -190,7 +198,8 @@ def collect_similarity(run: RunFolder) -> list[dict[str, Any]]:
     with run.damage_noted(EXAMPLES_FILE):
         for one in found:
             chart = heat_chart(one["cka"], one["pairs"])
-            values = [one["cka"][row][column] for row, column in one["pairs"]]
+            matched = [one["cka"][row][column] for row, column in one["pairs"]]
+            values = [value for value in matched if value is not None]
             shown.append({"student": one["student"], "teacher": one["teacher"], "chart": chart, "tokens": one["tokens"],
                           "mean": sum(values) / len(values) if values else None})  # fmt: skip
     return shown

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from distill.errors import InputError
 from distill.json_file import read_object
+from distill.recipe import Stage
 from distill.recipe_file import load_recipe
 from distill.training.metrics import read_metrics, read_status
 
 logger = logging.getLogger(__name__)
 
 RECIPE_FILE = "recipe.json"
+SETTINGS_FILE = "settings.json"
+"""In a stage's folder: what each student was last trained with, and where models from elsewhere were found."""
 PASSES_FILE = "passes.jsonl"
 """In a stage's folder: a line each time that its processes ran."""
 EXAMPLES_FILE = "report/examples.json"
@@ -57,10 +62,38 @@ class RunFolder:
             return made
         if any(name in stage["students"] for stage in self.stages):
             return None
-        if (Path(name) / "config.json").is_file():
-            return Path(name)
-        cached = try_to_load_from_cache(name, "config.json") if is_hub_id(name) else None
-        return Path(cached).parent if isinstance(cached, str) else None
+        found = self._given().get(name, {}).get("folder")
+        for folder in (found, name):
+            if isinstance(folder, str) and (Path(folder) / "config.json").is_file():
+                return Path(folder)
+        with contextlib.suppress(HFValidationError):
+            cached = try_to_load_from_cache(name, "config.json") if self.is_from_hub(name) else None
+            return Path(cached).parent if isinstance(cached, str) else None
+        return None
+
+    def is_from_hub(self, name: str) -> bool:
+        """Whether a given model came from the Hub, by what the run found; an older run's name must tell."""
+        found = self._given().get(name, {}).get("is_from_hub")
+        return found if isinstance(found, bool) else is_hub_id(name)
+
+    def _given(self) -> dict[str, dict[str, Any]]:
+        """Models from elsewhere: name -> {"folder", "is_from_hub"}."""
+        models: dict[str, dict[str, Any]] = {}
+        for stage in self.stages:
+            given = self.json_at(self.stage_folder(stage) / SETTINGS_FILE).get("given")
+            models |= {k: v for k, v in given.items() if isinstance(v, dict)} if isinstance(given, dict) else {}
+        return models
+
+    def trained_stage(self, stage: Mapping[str, Any], student: str) -> dict[str, Any]:
+        """The settings of a stage that a student was trained with; the recipe's, which may be newer, if not known."""
+        students = self.json_at(self.stage_folder(stage) / SETTINGS_FILE).get("students")
+        known = students.get(student) if isinstance(students, dict) else None
+        if isinstance(known, dict):
+            with self.noting():
+                settings = Stage.model_validate(known).model_dump()
+                if student in settings["students"]:
+                    return settings
+        return dict(stage)
 
     def dataset(self, stage: Mapping[str, Any]) -> Path | None:
         """The packed dataset of a stage, which may have moved with the run's folder."""
@@ -151,7 +184,7 @@ class RunFolder:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_hub_id(name: str) -> bool:
