@@ -42,8 +42,9 @@ def watch(
     """Watch a run in the terminal: stages, steps, time left, losses, dev measurements, tokens/s, messages.
 
     It reads the run's files alone, so that it can be started and ended at any time, on any machine that sees the
-    folder. It ends with the run, and with Ctrl-C. --once prints {"state", "stages", "tasks"}, where state is preparing,
-    waiting, running, silent (no word for two minutes), stopped, failed or finished.
+    folder. It ends with the run (exit code 1 where that failed or was stopped), and with Ctrl-C. --once prints
+    {"state", "stages", "tasks"}, where state is preparing, waiting, running, silent (no word for minutes), stopped,
+    failed or finished.
     """
     from rich.console import Console
     from rich.live import Live
@@ -60,6 +61,8 @@ def watch(
             time.sleep(LOOK_SECONDS)
             view = watched.look()
             live.update(draw(view, run), refresh=True)
+    if view["state"] != "finished":
+        raise typer.Exit(1)
 
 
 def push(

@@ -5,6 +5,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -64,7 +65,7 @@ def test_state_of_a_running_run(watched, capsys):
 def test_run_that_ended_badly_says_why_and_ends_the_view(state, watched, capsys):
     write_progress(watched, state, message="out of memory; lower micro_batch_size")
     assert look(capsys)["state"] == state
-    assert run("watch", "out") == 0
+    assert run("watch", "out") == 1
     assert "out of memory; lower micro_batch_size" in capsys.readouterr().out
 
 
@@ -89,9 +90,29 @@ def test_run_without_a_word_is_doubted(watched, capsys):
     assert look(capsys)["state"] == "silent"
 
 
+def test_long_steps_are_no_silence(watched, capsys):
+    write_progress(watched)
+    path = watched.root / "out/stages/one/metrics.jsonl"
+    path.write_text(path.read_text().replace('"tokens_per_second": 50.0', '"tokens_per_second": 1.0'))  # 100 s a step
+    old = time.time() - 300
+    os.utime(watched.root / "out/stages/one/status.json", (old, old))
+    assert look(capsys)["state"] == "running"
+
+
+@pytest.mark.parametrize("facts", [{"messages": 5}, {"step": "x", "steps": []}, {"message": {}}])
+def test_damaged_status_is_drawn(facts, watched):
+    write_progress(watched)
+    status = {"state": "running", "messages": [], "step": 3, "steps": 9, **facts}
+    watched.write("out/stages/one/status.json", status)
+    view = Watch(watched.root / "out").look()
+    assert view["state"] == "running" and draw(view, watched.root / "out")
+
+
 def test_stages_are_finished_by_their_models(watched, capsys):
     write_progress(watched, "finished", step=100)
     watched.write("out/models/small/config.json", "{}")
+    assert look(capsys)["state"] == "silent"  # nobody is there who would begin the next
+    watched.write("out/.run.lock", f"process {os.getpid()} on {socket.gethostname()}\n")
     view = look(capsys)
     assert [stage["state"] for stage in view["stages"]] == ["finished", "waiting"] and view["state"] == "running"
     watched.write("out/models/smaller/config.json", "{}")

@@ -62,6 +62,12 @@ def only_run(folder: Path, report: Callable[[str], None]) -> Iterator[int | None
         yield descriptor if descriptor >= 0 else None
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a run seems to be at work on an output folder; takes no lock, so that it can be asked from anywhere."""
+    path = folder / ".run.lock"
+    return path.is_file() and not _is_dead(_holder(path))
+
+
 def _try_lock(path: Path) -> int | None:
     """An open descriptor with the lock, None if somebody has it, -1 where there are no locks."""
     if importlib.util.find_spec("fcntl") is None:  # Windows: two runs at once are the user's care

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,9 @@ PASSES_FILE = "passes.jsonl"
 """In a stage's folder: a line each time that its processes ran."""
 EXAMPLES_FILE = "report/examples.json"
 """What the models themselves were asked: see examining.py."""
+
+SILENT_SECONDS = 120
+"""A stage that calls itself running and has not said so for so long is doubted."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -128,9 +132,18 @@ class RunFolder:
                 return read_object(path, what="a file of a run")
         return {}
 
-    def status(self, stage: Mapping[str, Any]) -> dict[str, Any]:
-        """What a stage's processes said last, with the values checked that are counted with."""
-        status = read_status(self.stage_folder(stage) / "status.json")
+    def status(self, stage: Mapping[str, Any], *, silent_after: float = SILENT_SECONDS) -> dict[str, Any]:
+        """What a stage's processes said last, with the values checked that are counted with.
+
+        Args:
+            silent_after: seconds without a word after which "running" becomes "silent".
+        """
+        path = self.stage_folder(stage) / "status.json"
+        status = read_status(path)
+        if status.get("state") == "running":
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > silent_after:
+                    status["state"] = "silent"
         for name in ("step", "steps"):
             if not isinstance(status.get(name, 0), int):
                 status.pop(name)

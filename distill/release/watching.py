@@ -5,7 +5,6 @@ Nothing here talks to the run's processes, so that it works for any run on a fil
 
 import json
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +15,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from distill.corpus.lock import is_held
 from distill.errors import InputError
 from distill.recipe import TEACHER
 from distill.recipe_file import load_recipe
-from distill.training.metrics import read_status
+from distill.release.run_folder import SILENT_SECONDS, RunFolder
 
-SILENT_SECONDS = 120
-"""A run that calls itself running and has not said so for so long is doubted."""
+SILENT_STEPS = 5
+"""A run says how it is once a step: where that takes long, it is doubted after the time of so many."""
 LAST_MESSAGES = 6
 RUNNING, WAITING, FINISHED = "running", "waiting", "finished"
 _COLOURS = {FINISHED: "green", RUNNING: "cyan", "failed": "red", "stopped": "yellow", "silent": "yellow"}
@@ -84,7 +84,8 @@ class Watch:
         states = [stage["state"] for stage in stages] + ([tasks["state"]] if tasks else [])
         state = next((state for state in states if state != FINISHED), FINISHED)
         if state == WAITING and states[0] != WAITING:
-            state = RUNNING  # between two stages
+            # Between two stages, of which the next begins only while somebody holds the run's lock.
+            state = RUNNING if all(s != WAITING for s in states[: len(stages)]) or is_held(self.path) else "silent"
         return {"state": state, "stages": stages, "tasks": tasks}
 
     def _look_at(self, stage: Any) -> dict[str, Any]:
@@ -93,13 +94,17 @@ class Watch:
         folder = self.path / "stages" / stage.name
         tail = self._tails.setdefault(stage.name, MetricsTail(folder / "metrics.jsonl"))
         tail.read()
-        status = read_status(folder / "status.json")
         train = next((tail.newest["train", name] for name in stage.students if ("train", name) in tail.newest), {})
-        step, steps = status.get("step") or train.get("step"), status.get("steps") or stage.steps
+        patience = max(SILENT_SECONDS, SILENT_STEPS * (_seconds_a_step(train) or 0))
+        status = RunFolder(self.path, {}).status({"name": stage.name}, silent_after=patience)
+        step = status.get("step") or _whole(train.get("step"))
+        steps = status.get("steps") or stage.steps
         if all((self.path / "models" / name / "config.json").is_file() for name in stage.students):
             state = FINISHED
         else:
-            state = _living_state(status, folder / "status.json")
+            state = str(status.get("state", WAITING))
+            if state == FINISHED:  # without its models: a pass of some of the students
+                state = WAITING
         students = {}
         for name in [*([TEACHER] if stage.teacher else []), *stage.students]:
             values = {**tail.newest.get(("dev", name), {}), **tail.newest.get(("train", name), {})}
@@ -108,7 +113,7 @@ class Watch:
             "name": stage.name, "state": state, "step": step, "steps": steps,
             "eta_s": _time_left(step, steps, train) if state == RUNNING else None,
             **{key: _finite(train.get(key)) for key in ("tokens_per_second", "mfu", "data_wait")},
-            "students": students, "message": status.get("message", ""), "messages": status.get("messages", []),
+            "students": students, "message": str(status.get("message", "")), "messages": status["messages"],
         }  # fmt: skip
 
     def _look_at_tasks(self) -> dict[str, Any]:
@@ -125,23 +130,20 @@ def _finite(value: Any) -> float | None:
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-def _living_state(status: Mapping[str, Any], path: Path) -> str:
-    state = str(status.get("state", WAITING))
-    if state != RUNNING:
-        return WAITING if state == FINISHED else state  # finished without its models: a pass of some of the students
-    try:
-        silent = time.time() - path.stat().st_mtime
-    except OSError:
-        return state
-    return "silent" if silent > SILENT_SECONDS else state
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _seconds_a_step(train: Mapping[str, Any]) -> float | None:
+    """From the tokens that a step has had and the tokens/s of the last log line."""
+    step, tokens, speed = (_finite(train.get(key)) for key in ("step", "tokens", "tokens_per_second"))
+    return tokens / step / speed if step and tokens and speed else None
 
 
 def _time_left(step: int | None, steps: int | None, train: Mapping[str, Any]) -> float | None:
-    """Seconds, from the tokens a step has had and the tokens/s of the last log line."""
-    needed = [step, steps, *(_finite(train.get(key)) for key in ("step", "tokens", "tokens_per_second"))]
-    if not all(needed) or step is None or steps is None:
-        return None
-    return round((steps - step) * train["tokens"] / train["step"] / train["tokens_per_second"], 1)
+    """Seconds."""
+    seconds = _seconds_a_step(train)
+    return None if seconds is None or not step or not steps else round((steps - step) * seconds, 1)
 
 
 def draw(view: Mapping[str, Any], path: Path) -> RenderableType:
@@ -171,7 +173,7 @@ def draw(view: Mapping[str, Any], path: Path) -> RenderableType:
 
 
 def _state(state: str) -> tuple[str, str]:
-    hint = f" (no word for over {SILENT_SECONDS} s; is it still there?)" if state == "silent" else ""
+    hint = " (no word for minutes: a long step or evaluation, or it is not there any more)" if state == "silent" else ""
     return state + hint, _COLOURS.get(state, "dim")
 
 
