@@ -82,6 +82,22 @@ def test_absolute_paths_are_cut_to_their_last_part(finished):
     assert "stage two, starts from start |" in card and "`pairs.json`, `uniform`" in card and "/home" not in card
 
 
+def test_start_from_a_published_model_is_told(project):
+    recipe = load_recipe(project.recipe(student={"init": "hfl/rbt3"}))
+    project.write("out/recipe.json", recipe.model_dump())
+    card = make_card(project, "small")
+    assert ModelCard(card).data.base_model == "hfl/rbt3"
+    assert "began from `hfl/rbt3`, whose terms may reach it" in card
+
+
+def test_language_is_that_of_the_vocabulary(project):
+    project.write("out/recipe.json", load_recipe(project.recipe()).model_dump())
+    project.write("teacher/vocab.txt", "".join(f"{token}\n" for token in ["[MASK]", "##ing", *"abcdefgh", "\u4e2d"]))
+    card = make_card(project, "small")
+    assert ModelCard(card).data.language is None and "A BERT encoder" in card
+    assert "Paris is the [MASK] of France." in card
+
+
 def test_results_stand_there_when_they_are_measured(finished):
     assert "accuracy 29.50%, loss 4.500 nats (one run, seed 0)" in make_card(finished)
     finished.write("out/report/tables.json", {"tables": TABLES})

@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from distill.corpus.statistics import script_of
 from distill.downstream.search import TAUGHT
 from distill.durable import write_whole
 from distill.json_file import short
@@ -20,6 +21,8 @@ from distill.release.results import collect_results
 from distill.release.run_folder import RunFolder
 
 MARK = "<!-- Written by MiniDistill, and again when there are new results; remove this line to keep your changes. -->"
+LEAST_HAN = 0.2
+"""Share of Han tokens in a Chinese vocabulary; English and multilingual ones have some, too, among many others."""
 _TOLD = {"config", "init", "init_layers", "method", "seed", "matches", "temperature", "learning_rate", "scheduler",
          "warmup_ratio"}  # fmt: skip
 """Student fields that have a place of their own on the card; the others stand there if they are not the default."""
@@ -65,37 +68,59 @@ def model_card(name: str, run: RunFolder, chain: Sequence[Model], results: Mappi
     if model.is_finished:
         stage = run.trained_stage(stage, name)
     measured = {row["name"]: row for row in results["models"]}
+    is_chinese = _knows_chinese(run, stage)
     parts = [
-        f"---\n{_metadata(model, measured.get(name), run)}\n---\n{MARK}\n# {name}",
-        _what_it_is(model, run),
+        f"---\n{_metadata(model, measured.get(name), run, is_chinese=is_chinese)}\n---\n{MARK}\n# {name}",
+        _what_it_is(model, is_chinese=is_chinese),
         "## Where it comes from\n\n" + _origin(model, measured),
         "## Training data\n\n" + _data(stage, run),
         "## Training\n\n" + _training(name, stage),
         _results(model, stage, measured, results["most_common_share"], run),
-        _use(name),
+        _use(name, is_chinese=is_chinese),
         "## Limits\n\n" + _limits(model, stage),
-        "## Licence\n\n" + _licence(model, stage),
+        "## Licence\n\n" + _licence(model, stage, run),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(model: Model, row: Mapping[str, Any] | None, run: RunFolder) -> str:
+def _knows_chinese(run: RunFolder, stage: Mapping[str, Any]) -> bool:
+    """Whether the vocabulary is a Chinese one, as it is taken to be where it is not at hand."""
+    folder = run.tokenizer(stage)
+    if folder is None:
+        return True
+    with run.noting():
+        lines = (folder / "vocab.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+        scripts = [script_of(token.strip().removeprefix("##")) for token in lines]
+        return scripts.count("Han") > LEAST_HAN * len(scripts)
+    return True
+
+
+def _start_from_elsewhere(model: Model, run: RunFolder) -> str | None:
+    """The given model whose weights it starts from."""
+    made = {name for stage in run.stages for name in stage["students"]}
+    return model.init if model.init and model.init not in made else None
+
+
+def _metadata(model: Model, row: Mapping[str, Any] | None, run: RunFolder, *, is_chinese: bool) -> str:
     """YAML as the Hub reads it."""
-    root = model.origin()[-1].name
+    given = [model.origin()[-1].name] if model.teacher else []
+    if (start := _start_from_elsewhere(model, run)) and start not in given:
+        given.append(start)
+    bases = [name for name in given if run.is_from_hub(name)]
     results = [EvalResult(
         task_type="fill-mask", dataset_type="text", dataset_name="held-out documents of the training text",
         dataset_split="validation", metric_type="accuracy", metric_value=round(row["dev_accuracy"], 4),
     )] if row and row["dev_accuracy"] is not None else None  # fmt: skip
     data = ModelCardData(
-        language="zh", library_name="transformers", pipeline_tag="fill-mask",
+        language="zh" if is_chinese else None, library_name="transformers", pipeline_tag="fill-mask",
         tags=["bert", "minidistill", *(["knowledge-distillation"] if model.teacher else [])],
-        base_model=root if model.teacher and run.is_from_hub(root) else None,
+        base_model=(bases[0] if len(bases) == 1 else bases) or None,
         model_name=model.name if results else None, eval_results=results,
     )  # fmt: skip
     return data.to_yaml()
 
 
-def _what_it_is(model: Model, run: RunFolder) -> str:
+def _what_it_is(model: Model, *, is_chinese: bool) -> str:
     shape = ""
     if model.config and model.counts:
         shape = (
@@ -106,7 +131,8 @@ def _what_it_is(model: Model, run: RunFolder) -> str:
         f"It was distilled from {_code(_shown_name(model.teacher.name))}" if model.teacher
         else "It was pre-trained by masked-language modelling, without a teacher,"
     )  # fmt: skip
-    return f"A Chinese BERT encoder{shape}. {origin} with MiniDistill. It opens with `transformers` alone."
+    kind = "Chinese BERT" if is_chinese else "BERT"
+    return f"A {kind} encoder{shape}. {origin} with MiniDistill. It opens with `transformers` alone."
 
 
 def _origin(model: Model, measured: Mapping[str, Mapping[str, Any]]) -> str:
@@ -179,7 +205,8 @@ def _results(
         )
     tables = run.json("report/tables.json").get("tables")
     family = {name for one in model.origin() for name in (one.name, f"{one.name}{TAUGHT}")}
-    for title, key in (("Fine-tuned; the setting was chosen on dev, which flatters dev", "details"),
+    for title, key in (("Fine-tuned; the best epoch, and setting of several, were chosen on dev, which flatters dev",
+                        "details"),
                        ("Relative to the teacher", "relative"), ("Speed", "latency")):  # fmt: skip
         rows = tables.get(key) if isinstance(tables, dict) else None
         own = [r for r in rows if isinstance(r, dict) and r.get("Model") in family] if isinstance(rows, list) else []
@@ -189,7 +216,8 @@ def _results(
     return "## Results\n\n" + "\n\n".join(parts) if parts else ""
 
 
-def _use(name: str) -> str:
+def _use(name: str, *, is_chinese: bool) -> str:
+    example = "中国的首都是[MASK]京。" if is_chinese else "Paris is the [MASK] of France."
     return f"""## Use
 
 ```python
@@ -197,7 +225,7 @@ from transformers import BertForMaskedLM, BertTokenizer, pipeline
 
 tokenizer = BertTokenizer.from_pretrained("{name}")
 model = BertForMaskedLM.from_pretrained("{name}")
-pipeline("fill-mask", model=model, tokenizer=tokenizer)("中国的首都是[MASK]京。")
+pipeline("fill-mask", model=model, tokenizer=tokenizer)("{example}")
 ```
 
 `"{name}"` is this folder, or the id it has on the Hub. For a task, load it as `BertForSequenceClassification` or its
@@ -208,13 +236,13 @@ def _limits(model: Model, stage: Mapping[str, Any]) -> str:
     positions = f" of at most {model.config.max_position_embeddings} tokens" if model.config else ""
     return (
         f"- It reads sequences{positions}, was trained on {stage['max_seq_length']}, and writes no text.\n"
-        "- Its language modelling was measured on text like that it was trained on; other text was not tried.\n"
+        "- Other text than that of its training data, or its held-out part if there is one, was not tried.\n"
         "- It has the errors and the prejudices of its training text and of its teacher. Nobody has looked for them.\n"
         "- A smaller model than its teacher knows fewer facts and rare words; test it on your task first."
     )
 
 
-def _licence(model: Model, stage: Mapping[str, Any]) -> str:
+def _licence(model: Model, stage: Mapping[str, Any], run: RunFolder) -> str:
     """What whoever publishes the model has to look at; MiniDistill gives it no licence."""
     root = model.origin()[-1]
     lines = [
@@ -222,6 +250,8 @@ def _licence(model: Model, stage: Mapping[str, Any]) -> str:
     ]
     if model.teacher and root.stage is None:
         lines.append(f"- The teacher {_code(_shown_name(root.name))} has its own terms, which may reach its students.")
+    if start := _start_from_elsewhere(model, run):
+        lines.append(f"- Its training began from {_code(_shown_name(start))}, whose terms may reach it.")
     lines.append("- The training text has its own terms.")
     if _uses_ltp(stage["data"]["segmenter"]):
         lines.append(
