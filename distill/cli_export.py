@@ -125,4 +125,4 @@ def _texts(paths: list[Path] | None) -> tuple[list[str], str]:
     found = list(islice(lines, MOST_TEXTS))
     if len(found) < 2:
         raise InputError(f"{', '.join(map(str, paths))}: {len(found)} line(s) of text; two are needed at least")
-    return found, ", ".join(map(str, paths))
+    return found, ", ".join(path.name for path in paths)  # goes into the export, which others will read

@@ -68,8 +68,9 @@ if __name__ == "__main__":
 
     def app(environ, start_response):
         try:
-            status, answer = "200 OK", model(json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))))
-        except (ValueError, RecursionError) as error:  # what is no JSON or no UTF-8 is a ValueError, too
+            body = environ["wsgi.input"].read(max(0, int(environ["CONTENT_LENGTH"])))
+            status, answer = "200 OK", model(json.loads(body))
+        except (ValueError, TypeError, RecursionError) as error:  # no JSON, no UTF-8, half a character
             status, answer = "400 Bad Request", {"error": str(error)}
         start_response(status, [("Content-Type", "application/json")])
         return [json.dumps(answer).encode()]

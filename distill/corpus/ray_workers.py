@@ -36,8 +36,11 @@ def join_cluster(address: str) -> Iterator[Any]:
     started_here = not ray.is_initialized()
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, ignore_reinit_error=True)
-    except ConnectionError as error:
-        raise InputError(f"ray: no cluster at {address!r}; `ray start --head` starts one, `auto` finds it") from error
+    except (ConnectionError, ValueError, RuntimeError) as error:  # none there, no address, another version
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(
+            f"ray: no cluster at {address!r} ({said}); `ray start --head` starts one, `auto` finds it"
+        ) from error
     try:
         yield ray
     finally:
@@ -70,7 +73,8 @@ def open_ray(address: str, setup: ShardSetup) -> Iterator[tuple[Callable[[Shard]
                         raise error.cause from None
                     raise
                 except (ray.exceptions.WorkerCrashedError, ray.exceptions.RayError) as error:
-                    raise ChildProcessError(f"ray: {str(error).strip().splitlines()[0]}") from error
+                    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                    raise ChildProcessError(f"ray: {said}") from error
 
             return wait
 

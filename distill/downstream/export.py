@@ -99,7 +99,7 @@ def _fill_folder(
         show(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB, differs by {parity.max_abs:.1e}, cosine "
              f"{parity.cosine:.5f}")  # fmt: skip
     if teacher:
-        forms["teacher"] = {"model": str(teacher.folder), "bytes": weight_bytes(teacher.folder)}
+        forms["teacher"] = {"model": teacher.folder.resolve().name, "bytes": weight_bytes(teacher.folder)}
     timings = time_forms(exportable, folder, tuple(forms), teacher, threads=threads, seconds=seconds)
     write_tokenizer(exportable, folder)
     shutil.copyfile(config_file(exportable.folder), folder / "config.json")

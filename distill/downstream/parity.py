@@ -8,6 +8,7 @@ with padding, since masks and free dimensions are what an export gets wrong.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -185,7 +186,8 @@ def task_rows(exportable: Exportable, split: Split) -> Rows:
                        encoded.answers(joined if len(joined) > 1 else joined[0]))  # fmt: skip
 
     batches = [{name: batch[name].numpy() for name in INPUTS} for batch in map(collate, _slices(bare))]
-    return Rows(f"{split.name} of {task.name} ({', '.join(split.files)})", len(split.examples), batches, measured)
+    files = ", ".join(Path(file).name for file in split.files)
+    return Rows(f"{split.name} of {task.name} ({files})", len(split.examples), batches, measured)
 
 
 def join(exportable: Exportable, outputs: Sequence[Outputs]) -> Outputs:
