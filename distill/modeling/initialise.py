@@ -10,8 +10,8 @@ from distill.errors import InputError
 _SAME = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size", "type_vocab_size")
 
 
-def check_layers(layers: Sequence[int], teacher: BertConfig, student: BertConfig, *, where: str) -> None:
-    """InputError unless the student can take these teacher layers as they are."""
+def check_layer_numbers(layers: Sequence[int], teacher: BertConfig, student: BertConfig, *, where: str) -> None:
+    """InputError unless there is a layer of the teacher for each of the student's."""
     if len(layers) != student.num_hidden_layers:
         raise InputError(
             f"{where}: init_layers names {len(layers)} layers, but the student has {student.num_hidden_layers}"
@@ -21,6 +21,11 @@ def check_layers(layers: Sequence[int], teacher: BertConfig, student: BertConfig
             raise InputError(
                 f"{where}: init_layers: the teacher has no layer {layer}, only 0..{teacher.num_hidden_layers - 1}"
             )
+
+
+def check_layers(layers: Sequence[int], teacher: BertConfig, student: BertConfig, *, where: str) -> None:
+    """InputError unless the student can take these teacher layers as they are."""
+    check_layer_numbers(layers, teacher, student, where=where)
     for key in _SAME:
         if getattr(teacher, key) != getattr(student, key):
             raise InputError(

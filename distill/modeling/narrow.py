@@ -21,6 +21,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from distill.corpus.batches import MicroBatch
 from distill.errors import InputError
+from distill.modeling.initialise import check_layer_numbers
 from distill.modeling.measuring import Forward, Means, measure_units, watch_rows
 
 _EQUAL = ("vocab_size", "type_vocab_size")
@@ -65,15 +66,7 @@ def check_narrowing(layers: Sequence[int] | None, teacher: BertConfig, student: 
                 f"{teacher.num_hidden_layers}; name one for each of the student's in init_layers"
             )
         return
-    if len(layers) != student.num_hidden_layers:
-        raise InputError(
-            f"{where}: init_layers names {len(layers)} layers, but the student has {student.num_hidden_layers}"
-        )
-    for layer in layers:
-        if not 0 <= layer < teacher.num_hidden_layers:
-            raise InputError(
-                f"{where}: init_layers: the teacher has no layer {layer}, only 0..{teacher.num_hidden_layers - 1}"
-            )
+    check_layer_numbers(layers, teacher, student, where=where)
 
 
 @torch.no_grad()
