@@ -261,11 +261,12 @@ def latency(
     output: Annotated[Path | None, typer.Option(help="write times and machine into this JSON file, too")] = None,
 ) -> None:
     """Time encoders side by side: p50 and p95 of a forward, tokens a second, speed-up, peak memory."""
-    from distill.downstream.latency import describe_machine, latency_table, make_shapes, measure_latency, num_cores
+    from distill.downstream.latency import describe_machine, latency_table, make_shapes, measure_latency
     from distill.downstream.latency import peak_memory as measure_memory
     from distill.downstream.scores import to_markdown
     from distill.durable import write_json
     from distill.finetuning import name_models
+    from distill.machine import num_cores
     from distill.modeling.models import find_model
 
     found = name_models({name: find_model(name) for name in models})

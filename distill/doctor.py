@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from distill.gpus import list_gpus
+from distill.machine import cpuinfo, list_gpus, num_cores, processor_name
 from distill.shipped import shipped
 
 OLDEST_PYTHON = (3, 11)
@@ -118,10 +118,9 @@ def _extras() -> Iterator[Finding]:
 def _machine() -> Iterator[Finding]:
     flags = _processor_flags()
     have = [name for name, any_of in _FEATURES.items() if flags & set(any_of.split())]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = os.environ.get("OMP_NUM_THREADS")
     used = f", of which torch uses {threads} (OMP_NUM_THREADS)" if threads else ""
-    yield Finding(State.ok, "processor", f"{_processor_name()}, {cores} cores{used}")
+    yield Finding(State.ok, "processor", f"{processor_name()}, {num_cores()} cores{used}")
     if flags:
         told = "" if {"bf16", "AMX"} & {*have} else "; without bf16 or AMX, training runs in float32 here"
         state = State.ok if "AVX2" in have or platform.machine() not in ("x86_64", "AMD64") else State.note
@@ -143,18 +142,7 @@ def _machine() -> Iterator[Finding]:
 
 def _processor_flags() -> set[str]:
     """The kernel's names of the processor's features; empty where it does not say."""
-    return set((_cpuinfo("flags") or _cpuinfo("Features")).split())
-
-
-def _processor_name() -> str:
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def _cpuinfo(key: str) -> str:
-    """The first value of a key in /proc/cpuinfo, '' if it is not there."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+    return set((cpuinfo("flags") or cpuinfo("Features")).split())
 
 
 def _gpus() -> Finding:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from distill.downstream.grid import Grid, count_runs, load_grid, with_tasks
-from distill.downstream.latency import Timing, check_lengths, describe_machine, make_shapes, measure_latency, num_cores
+from distill.downstream.latency import Timing, check_lengths, describe_machine, make_shapes, measure_latency
 from distill.downstream.report import Comparison, read_sizes, write_report
 from distill.downstream.results import best_results, read_runs
 from distill.downstream.run import digest_model, model_name
@@ -25,6 +25,7 @@ from distill.downstream.task_model import check_model
 from distill.durable import write_json
 from distill.errors import InputError
 from distill.json_file import nearest, read_json
+from distill.machine import num_cores
 from distill.modeling.config import load_config
 from distill.modeling.models import find_model
 from distill.planning import PlannedModel, StagePlan

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.downstream.latency import describe_processor
-from distill.gpus import list_gpus
+from distill.machine import list_gpus
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fixtures_cli import ROOT, run
 
-from distill import doctor, gpus
+from distill import doctor, machine
 from distill.doctor import State, examine, is_usable
 
 
@@ -112,7 +112,7 @@ def test_weights_that_are_there_are_found(monkeypatch, tmp_path):
     ],
 )
 def test_gpus_are_those_of_nvidia_smi(script, told, state, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpus, "_SECONDS", 0.2)
+    monkeypatch.setattr(machine, "_SECONDS", 0.2)
     command = tmp_path / "nvidia-smi"
     command.write_text(f"#!/bin/sh\nexec {script}\n" if script.startswith("sleep") else f"#!/bin/sh\n{script}\n")
     command.chmod(0o755)

@@ -11,6 +11,7 @@ ORDER = [
     "durable",
     "json_file",
     "shipped",
+    "machine",
     "recipe_types",
     "recipe_tasks",
     "recipe",

@@ -5,7 +5,6 @@ tokens without padding; weights are float32 on a CPU and on a GPU. Only the enco
 """
 
 import multiprocessing
-import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from transformers import BertModel
 
 from distill.downstream.scores import Table, to_cell
 from distill.errors import InputError
+from distill.machine import num_cores, processor_name
 from distill.modeling.models import load_masked_lm
 
 WARM_UP = 2
@@ -58,11 +58,6 @@ class Timing:
 def make_shapes(batch_sizes: Iterable[int], lengths: Iterable[int], threads: Iterable[int]) -> list[Shape]:
     """Every combination, small ones first."""
     return [Shape(*values) for values in product(*(sorted(set(values)) for values in (batch_sizes, lengths, threads)))]
-
-
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def measure_latency(models: Mapping[str, Path], shapes: Sequence[Shape], *, seconds: float = 1.0) -> list[Timing]:
@@ -181,12 +176,7 @@ def describe_machine() -> dict[str, Any]:
 
 def describe_processor() -> dict[str, Any]:
     """The part of `describe_machine` that touches no GPU."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    return {"cpu": cpu, "cores": num_cores(), "torch": torch.__version__}
+    return {"cpu": processor_name(), "cores": num_cores(), "torch": torch.__version__}
 
 
 def latency_table(timings: Sequence[Timing], reference: str, memory: Mapping[str, float] | None = None) -> Table:
