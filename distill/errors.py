@@ -6,3 +6,8 @@ class InputError(ValueError):
 
     The message is one line that says where, what was found, and what is allowed or what to do.
     """
+
+
+def first_line(error: Exception, most: int | None = 120) -> str:
+    """The first line of a library's message, cut to `most` characters; the exception's name if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]

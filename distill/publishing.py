@@ -6,8 +6,8 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from distill.errors import InputError
-from distill.modeling.weight_files import first_line, has_weights
+from distill.errors import InputError, first_line
+from distill.modeling.weight_files import has_weights
 
 
 def push_model(folder: Path, repo_id: str, *, private: bool = False) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from distill.corpus.characters import windows
 from distill.corpus.ltp_models import Cut, ModelFolder, batches, targets
-from distill.errors import InputError
+from distill.errors import InputError, first_line
 
 NEURAL_CHARS = 500  # neural LTP reads 510 word pieces; a piece has at least one character, NFD set aside
 NEURAL_BATCH, NEURAL_BATCH_CHARS = 128, 16_384
@@ -77,7 +77,7 @@ def _build_neural(folder: ModelFolder) -> Any:
     try:
         model = LTP(config=folder.config)
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        reason = first_line(error)
         raise InputError(f"{folder.path / 'config.json'}: no model that ltp can build ({reason})") from error
     state = _read_weights(folder.files[1])
     expected = model.model.state_dict().keys()
@@ -110,7 +110,7 @@ def _load_tokenizer(folder: Path, config: Any) -> Any:
         # Told nothing about code in the folder, transformers would ask at the terminal.
         return AutoTokenizer.from_pretrained(str(folder), config=config, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # what its parser, written in Rust, raises has no other class
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        reason = first_line(error)
         raise InputError(f"{folder}: its tokenizer files cannot be used ({reason}); download them again") from None
 
 

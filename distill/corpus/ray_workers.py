@@ -12,7 +12,7 @@ from typing import Any
 
 from distill.corpus.segment import is_neural
 from distill.corpus.shards import Shard, ShardSetup, ShardTokens, tokenize_shard
-from distill.errors import InputError
+from distill.errors import InputError, first_line
 
 RETRIES = 20  # of a shard whose worker or machine died
 
@@ -37,7 +37,7 @@ def join_cluster(address: str) -> Iterator[Any]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, ignore_reinit_error=True)
     except (ConnectionError, ValueError, RuntimeError) as error:  # none there, no address, another version
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        said = first_line(error, 200)
         raise InputError(
             f"ray: no cluster at {address!r} ({said}); `ray start --head` starts one, `auto` finds it"
         ) from error
@@ -73,7 +73,7 @@ def open_ray(address: str, setup: ShardSetup) -> Iterator[tuple[Callable[[Shard]
                         raise error.cause from None
                     raise
                 except (ray.exceptions.WorkerCrashedError, ray.exceptions.RayError) as error:
-                    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                    said = first_line(error, None)
                     raise ChildProcessError(f"ray: {said}") from error
 
             return wait

@@ -6,7 +6,7 @@ Both are Arrow files on disk, which formats.py reads without the library.
 import os
 from pathlib import Path, PurePath
 
-from distill.errors import InputError
+from distill.errors import InputError, first_line
 from distill.json_file import read_object
 
 HUB = "hf:"
@@ -75,7 +75,7 @@ def hub_files(name: str) -> list[Path]:
     try:
         found = datasets.load_dataset(location, config or None, split=split or DEFAULT_SPLIT)
     except (OSError, ValueError, RuntimeError) as error:  # the hub's errors, and what its HTTP client raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error, None)
         raise InputError(
             f"{name}: cannot be loaded ({reason}); check the name (hf:OWNER/NAME[:CONFIG[:SPLIT]]) and the network, "
             "set HF_ENDPOINT to a mirror, or give a folder that save_to_disk wrote"

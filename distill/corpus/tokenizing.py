@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.errors import InputError
+from distill.errors import InputError, first_line
 from distill.json_file import read_object, short
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def load_tokenizer(folder: Path | str) -> "BertTokenizer":
     try:
         return BertTokenizer.from_pretrained(str(folder), local_files_only=True, **settings)
     except Exception as error:  # what its parser, written in Rust, raises has no other class
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        reason = first_line(error)
         raise InputError(f"{folder}: its tokenizer files cannot be used ({reason}); download them again") from None
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from distill.downstream.exportable import Exportable, GraphModule, plain_attention
-from distill.downstream.latency import Shape, Timing, describe_machine, make_shapes, time_shape, using_threads
+from distill.downstream.latency import Shape, Timing, describe_processor, make_shapes, time_shape, using_threads
 from distill.downstream.onnx_model import INPUTS, Inputs, Run, open_onnx, write_int4, write_int8, write_onnx
 from distill.downstream.parity import Bounds, Rows, check_exact, check_kept, check_parity, make_reference
 from distill.downstream.scores import Table
@@ -103,8 +103,7 @@ def _fill_folder(
     timings = time_forms(exportable, folder, tuple(forms), teacher, threads=threads, seconds=seconds)
     write_tokenizer(exportable, folder)
     shutil.copyfile(config_file(exportable.folder), folder / "config.json")
-    machine = {**describe_machine(), "onnxruntime": version("onnxruntime")}
-    del machine["gpu"]  # nothing here runs on it
+    machine = {**describe_processor(), "onnxruntime": version("onnxruntime")}
     found = {
         **_description(exportable), "rows": {"from": rows.origin, "count": rows.count}, "forms": forms,
         "timings": [asdict(timing) for timing in timings], "machine": machine,

@@ -22,7 +22,7 @@ from distill.downstream.ray_runs import runs_over_ray
 from distill.downstream.run import Distillation, finished_metrics, run_folder
 from distill.downstream.task import load_task
 from distill.downstream.task_data import HUB, find_files, load_task_data
-from distill.errors import InputError
+from distill.errors import InputError, first_line
 
 TAUGHT = "+kd"
 """What the name of a model that learned a task from a teacher ends with."""
@@ -160,7 +160,7 @@ def _attempt(run: Run) -> str:
     try:
         finetune_run(run, show=lambda line: None)
     except (InputError, RuntimeError, OSError) as error:  # the memory of a GPU or a full disk ends this run alone
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return first_line(error, None)
     return ""
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from distill.downstream.examples import Example, TaggedText, TextExample, is_labelled, make_examples
 from distill.downstream.records import Notes, Record, note, read_records, rename
 from distill.downstream.task import FROM_TRAIN, Task
-from distill.errors import InputError
+from distill.errors import InputError, first_line
 from distill.json_file import nearest
 
 HUB = "hf:"
@@ -180,7 +180,7 @@ def _hub_records(task: Task, data: str, split: str) -> Iterator[Record]:
     try:
         rows = datasets.load_dataset(name, config or None, split=hub_split)
     except (OSError, ValueError, RuntimeError) as error:  # the hub's errors, and what its HTTP client raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error, None)
         raise InputError(
             f"{data}: split '{hub_split}' cannot be loaded ({reason[:160]}); check the name (hf:OWNER/NAME[:CONFIG]) "
             f"and the network, set HF_ENDPOINT to a mirror, or put the files into a folder"

@@ -24,10 +24,10 @@ from transformers import (
 from distill.downstream.run import read_task_file
 from distill.downstream.tags import tag_names
 from distill.downstream.task import Task
-from distill.errors import InputError
+from distill.errors import InputError, first_line
 from distill.modeling.config import load_config
 from distill.modeling.models import check_finite, load_tokenizer, quiet_transformers
-from distill.modeling.weight_files import UNREADABLE, check_shapes, first_line
+from distill.modeling.weight_files import UNREADABLE, check_shapes
 
 _HEADS = ("classifier", "qa_outputs")
 _POOLER = "bert.pooler."

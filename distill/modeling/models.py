@@ -24,13 +24,12 @@ from transformers.utils import logging as transformers_logging
 from distill.corpus.tokenizing import forgets_case, listed_tokens
 from distill.corpus.tokenizing import load_tokenizer as load_bert_tokenizer
 from distill.durable import place_folder
-from distill.errors import InputError
+from distill.errors import InputError, first_line
 from distill.modeling.config import load_config
 from distill.modeling.weight_files import (
     UNREADABLE,
     WEIGHT_FILES,
     check_shapes,
-    first_line,
     has_weights,
 )
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import BertConfig, BertForMaskedLM
 
-from distill.errors import InputError
+from distill.errors import InputError, first_line
 from distill.json_file import read_object, short
 
 WEIGHT_FILES = (  # in transformers' order
@@ -104,11 +104,6 @@ def load_pickle(file: Path, *, device: str = "cpu") -> dict[str, torch.Tensor]:
 def unreadable(file: Path, error: Exception) -> InputError:
     """The complaint about a weight file that a library could not read."""
     return InputError(f"{file}: cannot be read as weights ({first_line(error)}); copy or download it again")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a library's message, cut to 120 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 def check_shapes(folder: Path, config: BertConfig) -> None:
