@@ -13,12 +13,16 @@ OTHER = make_batch([LENGTH, 11], [4, 2], seed=9)
 TEACHER = tiny_config(layers=4, width=32, heads=4, intermediate_size=64, initializer_range=0.2)
 
 
-def narrowed(teacher, config, method="importance", layers=None, batches=BATCHES):
+def narrowed_with_way_back(teacher, config, method="importance", layers=None, batches=BATCHES):
     student = tiny_model(config, seed=3)
-    narrow_teacher(
+    way_back = narrow_teacher(
         teacher, student, batches, lambda batch: encode(teacher, batch, Needs()), method=method, layers=layers
     )
-    return student.eval()
+    return student.eval(), way_back
+
+
+def narrowed(*args, **fields):
+    return narrowed_with_way_back(*args, **fields)[0]
 
 
 def straight_head(model):
@@ -146,6 +150,27 @@ def test_pca_cuts_a_turned_subspace_without_loss_where_importance_cannot():
     errors = {method: (outputs(straight_head(narrowed(teacher, config, method)))[1] - expected).abs().max()
               for method in ("pca", "importance")}  # fmt: skip
     assert errors["pca"] < 1e-3 * expected.abs().max() < 0.1 * errors["importance"]
+
+
+@pytest.mark.parametrize("method", ["importance", "pca"])
+def test_the_way_back_loses_nothing_but_what_moves_in_the_part_that_is_cut(method):
+    """At the embeddings, where the student's states are the kept part of the teacher's, fitted norms aside."""
+    teacher = live_teacher()
+    with torch.no_grad():  # eight units that never move, but are not 0
+        dead = [i for i in range(32) if (teacher.bert.embeddings.word_embeddings.weight[:, i] == 0).all()]
+        for norm in [m for m in teacher.modules() if isinstance(m, torch.nn.LayerNorm)]:
+            norm.bias[dead] = 0.3
+    config = tiny_config(layers=4, width=24, heads=4, intermediate_size=64)
+    student, way_back = narrowed_with_way_back(teacher, config, method)
+    assert way_back.weight.shape == (32, 24) and len(way_back.biases) == 5
+    states = []
+    for model in (teacher, student):
+        states.append(encode(model.eval(), OTHER, Needs(frozenset({0, 4}))).hidden)
+    valid = torch.arange(LENGTH) < OTHER.lengths[:, None]
+    wanted, found = (hidden[0].detach()[valid].double() for hidden in states)
+    again = found @ way_back.weight.T + way_back.biases[0]
+    lost = {"importance": 1e-4, "pca": 0.1}[method]
+    assert (again - wanted).square().mean() < lost * (wanted - wanted.mean(0)).square().mean()
 
 
 def test_smaller_heads_keep_the_units_that_count_and_the_size_of_scores():

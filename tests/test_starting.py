@@ -50,6 +50,19 @@ def test_a_student_as_wide_as_its_teacher_starts_as_its_layers(world):
         assert torch.equal(found[f"student.{name}"], value), name
 
 
+@pytest.mark.parametrize("method", ["importance", "pca"])
+def test_projections_start_where_they_lead_back_to_the_teacher(world, method):
+    losses = {}
+    for name, student in (("random", HIDDEN), ("cut", {**HIDDEN, "init_width": method})):
+        stage = make_stage({"a": {**student, "learning_rate": 1e-9}}, log_every=1)
+        train(world, stage, name)
+        rows = [json.loads(line) for line in (make_paths(world, name).stage / "metrics.jsonl").read_text("utf-8").splitlines()]
+        losses[name] = [row["hidden_mse_0_0"] for row in rows if "hidden_mse_0_0" in row][0]
+    teacher, student = load_masked_lm(world / "teacher").config, tiny_config()
+    kept = student.hidden_size / teacher.hidden_size
+    assert losses["cut"] < (1.1 - kept) * losses["random"]
+
+
 @pytest.mark.parametrize("stop", [1, 5])
 def test_a_resumed_run_measures_nothing_again(world, monkeypatch, stop):
     stage = make_stage({"a": NARROW})

@@ -36,13 +36,14 @@ class Means:
 
 
 def measure_units(teacher: BertForMaskedLM, batches: Iterable[MicroBatch], forward: Forward) -> Means:
-    """By module: LayerNorms' second moments, matrices' inputs and their squares, squares of queries and keys."""
+    """By module: LayerNorms' outputs and second moments, matrices' inputs and their squares, squares of queries and keys."""
     means = Means()
 
     def watch(name: str, inputs: Tensor, outputs: Tensor) -> None:
         count = len(inputs)
         if name.endswith("LayerNorm"):
             means.add(name, (outputs.T @ outputs).double(), count)
+            means.add(f"{name} state", outputs.sum(0, dtype=torch.float64), count)
             return
         means.add(f"{name} input", inputs.sum(0, dtype=torch.float64), count)
         means.add(f"{name} square", inputs.square().sum(0, dtype=torch.float64), count)

@@ -13,6 +13,7 @@ BERT's residual stream passes through every LayerNorm, so one basis serves all l
 # H width, h the student's; I neurons, i the student's; N tokens
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +70,19 @@ def check_narrowing(layers: Sequence[int] | None, teacher: BertConfig, student: 
     check_layer_numbers(layers, teacher, student, where=where)
 
 
+@dataclass(frozen=True)
+class WayBack:
+    """How the teacher's hidden states follow from those of a student that was cut from it: weight s + biases[n].
+
+    What the student does not keep is taken to be its mean.
+    """
+
+    weight: Tensor
+    """[H, h]"""
+    biases: Sequence[Tensor]
+    """[H] for hidden state n: 0 the embeddings, n the output of n layers."""
+
+
 @torch.no_grad()
 def narrow_teacher(
     teacher: BertForMaskedLM,
@@ -78,7 +92,7 @@ def narrow_teacher(
     *,
     method: str,
     layers: Sequence[int] | None = None,
-) -> None:
+) -> WayBack:
     """Gives the student, in place, the weights of the teacher cut to its widths.
 
     Args:
@@ -87,6 +101,7 @@ def narrow_teacher(
             stream most (neurons and heads). "pca": mixtures of residual units, the directions with the largest mean
             square; inner units as with importance.
         layers: the teacher's layer for each of the student's; None = spread evenly.
+    Returns: what projections of the student's hidden states to the teacher's width start from.
     Raises:
         InputError: see `check_narrowing`.
     """
@@ -98,6 +113,9 @@ def narrow_teacher(
     residual = _residual_basis(means.moment(), student.config.hidden_size, method)
     norms = _fit_norms(teacher, batches, forward, residual, student.config.layer_norm_eps)
     _Narrowing(teacher, student, means, norms, residual).fill(layers)
+    outputs = [f"encoder.layer.{layer}.output" for layer in range(teacher.config.num_hidden_layers)]
+    states = [means[f"bert.{module}.LayerNorm state"] for module in ("embeddings", *outputs)]
+    return WayBack(residual, [_cut_away(state, residual) for state in states])
 
 
 def _residual_basis(moment: Tensor, width: int, method: str) -> Tensor:
@@ -113,6 +131,11 @@ def _residual_basis(moment: Tensor, width: int, method: str) -> Tensor:
     axis[-1] += 1
     reflection = torch.eye(width, dtype=moment.dtype) - 2 * torch.outer(axis, axis) / axis.dot(axis)
     return directions @ reflection[: width - 1]
+
+
+def _cut_away(mean: Tensor, basis: Tensor) -> Tensor:
+    """The part of a mean [H] that a basis [H, h] does not keep."""
+    return mean - basis @ (basis.T @ mean)
 
 
 def _largest(values: Tensor, count: int) -> Tensor:
@@ -215,8 +238,7 @@ class _Narrowing:
 
     def _lost(self, name: str, columns: Tensor) -> Tensor:
         """The mean of the part of a matrix's input that its basis does not keep."""
-        mean = self.means[f"{name} input"]
-        return mean - columns @ (columns.T @ mean)
+        return _cut_away(self.means[f"{name} input"], columns)
 
     def _norm(self, source: str, target: str) -> None:
         self._set(target, *self.norms[source])

@@ -113,7 +113,7 @@ def numbers_from_first(numbers: Sequence[float], processes: Processes) -> list[f
 
 
 def copy_from_first(parameters: Iterable[nn.Parameter], processes: Processes) -> None:
-    """Gives parameters on the CPU the first process's values, in all processes."""
+    """Gives parameters the first process's values, in all processes."""
     if processes.world_size > 1:
         for parameter in parameters:
             dist.broadcast(parameter.data, src=0)

@@ -1,17 +1,19 @@
 """A student before its first step: its shape, its starting weights, and what trains it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import BertForMaskedLM
 
 from distill.corpus.batches import MicroBatch, StepBatches
 from distill.modeling.initialise import copy_layers
 from distill.modeling.models import build_model, load_config, load_masked_lm
-from distill.modeling.narrow import narrow_teacher
+from distill.modeling.narrow import WayBack, narrow_teacher
 from distill.recipe import Stage, Student
-from distill.training.matches import resolve_matches
-from distill.training.objective import Needs, encode
+from distill.training.matches import Match, resolve_matches
+from distill.training.objective import Needs, Objective, encode
 from distill.training.precision import autocast_for
 from distill.training.processes import Processes, copy_from_first
 from distill.training.sparse_logits import SPARSE_KD_LOSS
@@ -54,18 +56,25 @@ def start_student(
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = settings.dropout
     seed = derive_seed(*student_seed(settings, stage.seed, stage.name, name), "weights")
     model = build_model(config, seed=seed, attention=attention)
+    way_back = None
+    narrowed = settings.init_width is not None and teacher is not None and measured_on is not None
     if init:
         model.load_state_dict(load_masked_lm(init).state_dict())
-    elif settings.init_width and teacher is not None:
-        if measured_on is not None:
-            _start_narrow(teacher, model, settings, _first_samples(measured_on, stage.max_seq_length), processes)
-    elif settings.init_layers and teacher is not None:
+    elif narrowed:
+        assert teacher is not None and measured_on is not None
+        way_back = _start_narrow(teacher, model, settings, _first_samples(measured_on, stage.max_seq_length), processes)
+    elif settings.init_layers and not settings.init_width and teacher is not None:
         copy_layers(teacher, model, settings.init_layers)
-    return StudentRun(
+    run = StudentRun(
         name, model, settings, matches=matches, distilled=teacher is not None, steps=steps,
         seed_parts=(stage.seed, stage.name), device=processes.device, dtype=dtype,
         autocast=autocast_for(dtype, processes.device), compiled=compiled,
     )  # fmt: skip
+    if narrowed:
+        if way_back:
+            _start_projections(run.objective, matches, way_back)
+        copy_from_first(run.objective.projections.parameters(), processes)
+    return run
 
 
 def _first_samples(batches: StepBatches, length: int) -> list[MicroBatch]:
@@ -77,12 +86,29 @@ def _first_samples(batches: StepBatches, length: int) -> list[MicroBatch]:
 def _start_narrow(
     teacher: BertForMaskedLM, model: BertForMaskedLM, settings: Student, samples: list[MicroBatch],
     processes: Processes,
-) -> None:  # fmt: skip
-    """The first process measures and cuts, in float32 on its CPU; the others take its weights."""
+) -> WayBack | None:  # fmt: skip
+    """The first process measures and cuts, in float32 on its CPU; the others take its weights and return None."""
     assert settings.init_width is not None
+    way_back = None
     if processes.is_first:
-        narrow_teacher(
+        way_back = narrow_teacher(
             teacher, model, samples, lambda batch: encode(teacher, batch, Needs()),
             method=settings.init_width, layers=settings.init_layers,
         )  # fmt: skip
     copy_from_first(model.parameters(), processes)
+    return way_back
+
+
+@torch.no_grad()
+def _start_projections(objective: Objective, matches: Sequence[Match], way_back: WayBack) -> None:
+    """Linear projections of hidden states start as the way back to the teacher's, instead of at random.
+
+    Random ones ask at first for other states than those that the student has just been given.
+    """
+    for number, projection in objective.projections.items():
+        match = matches[int(number)]
+        if match["feature"] == "hidden" and isinstance(projection, nn.Linear):
+            layers = match["layer_T"]
+            biases = [way_back.biases[n] for n in (layers if isinstance(layers, list) else [layers])]
+            projection.weight.copy_(way_back.weight)
+            projection.bias.copy_(torch.stack(biases).mean(0))
