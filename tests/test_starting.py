@@ -56,7 +56,8 @@ def test_projections_start_where_they_lead_back_to_the_teacher(world, method):
     for name, student in (("random", HIDDEN), ("cut", {**HIDDEN, "init_width": method})):
         stage = make_stage({"a": {**student, "learning_rate": 1e-9}}, log_every=1)
         train(world, stage, name)
-        rows = [json.loads(line) for line in (make_paths(world, name).stage / "metrics.jsonl").read_text("utf-8").splitlines()]
+        metrics = (make_paths(world, name).stage / "metrics.jsonl").read_text("utf-8")
+        rows = [json.loads(line) for line in metrics.splitlines()]
         losses[name] = [row["hidden_mse_0_0"] for row in rows if "hidden_mse_0_0" in row][0]
     teacher, student = load_masked_lm(world / "teacher").config, tiny_config()
     kept = student.hidden_size / teacher.hidden_size

@@ -57,23 +57,21 @@ def start_student(
     seed = derive_seed(*student_seed(settings, stage.seed, stage.name, name), "weights")
     model = build_model(config, seed=seed, attention=attention)
     way_back = None
-    narrowed = settings.init_width is not None and teacher is not None and measured_on is not None
     if init:
         model.load_state_dict(load_masked_lm(init).state_dict())
-    elif narrowed:
-        assert teacher is not None and measured_on is not None
-        way_back = _start_narrow(teacher, model, settings, _first_samples(measured_on, stage.max_seq_length), processes)
-    elif settings.init_layers and not settings.init_width and teacher is not None:
+    elif settings.init_width and teacher is not None:
+        if measured_on is not None:
+            samples = _first_samples(measured_on, stage.max_seq_length)
+            way_back = _start_narrow(teacher, model, settings, samples, processes)
+    elif settings.init_layers and teacher is not None:
         copy_layers(teacher, model, settings.init_layers)
     run = StudentRun(
         name, model, settings, matches=matches, distilled=teacher is not None, steps=steps,
         seed_parts=(stage.seed, stage.name), device=processes.device, dtype=dtype,
         autocast=autocast_for(dtype, processes.device), compiled=compiled,
     )  # fmt: skip
-    if narrowed:
-        if way_back:
-            _start_projections(run.objective, matches, way_back)
-        copy_from_first(run.objective.projections.parameters(), processes)
+    if settings.init_width and measured_on is not None:
+        _start_projections(run.objective, matches, way_back, processes)
     return run
 
 
@@ -100,15 +98,18 @@ def _start_narrow(
 
 
 @torch.no_grad()
-def _start_projections(objective: Objective, matches: Sequence[Match], way_back: WayBack) -> None:
-    """Linear projections of hidden states start as the way back to the teacher's, instead of at random.
+def _start_projections(
+    objective: Objective, matches: Sequence[Match], way_back: WayBack | None, processes: Processes
+) -> None:
+    """Linear projections of hidden states start as the way back to the teacher's, which the first process has.
 
-    Random ones ask at first for other states than those that the student has just been given.
+    Random ones would ask at first for other states than those that the student has just been given.
     """
     for number, projection in objective.projections.items():
         match = matches[int(number)]
-        if match["feature"] == "hidden" and isinstance(projection, nn.Linear):
+        if way_back and match["feature"] == "hidden" and isinstance(projection, nn.Linear):
             layers = match["layer_T"]
             biases = [way_back.biases[n] for n in (layers if isinstance(layers, list) else [layers])]
             projection.weight.copy_(way_back.weight)
             projection.bias.copy_(torch.stack(biases).mean(0))
+    copy_from_first(objective.projections.parameters(), processes)
