@@ -36,7 +36,7 @@ class Means:
 
 
 def measure_units(teacher: BertForMaskedLM, batches: Iterable[MicroBatch], forward: Forward) -> Means:
-    """By module: LayerNorms' outputs and second moments; matrices' inputs and their squares; squares of queries, keys."""
+    """By module: LayerNorms' outputs and second moments, matrices' inputs and squares, squares of queries and keys."""
     means = Means()
 
     def watch(name: str, inputs: Tensor, outputs: Tensor) -> None:
