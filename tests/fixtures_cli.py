@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+beside_the_package = pytest.mark.skipif(
+    not (ROOT / "distill").is_dir(), reason="the package is installed, not beside the tests (scripts/test_wheel.sh)"
+)
 SENTENCES = (ROOT / "tests/data/segmented_sentences.txt").read_text(encoding="utf-8").splitlines()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCAB = SPECIAL + sorted(set("".join(SENTENCES).lower()) - {" "})

@@ -196,7 +196,8 @@ def test_the_help_of_a_wrong_option_is_named(capsys):
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])
 def test_the_scripts_are_well_formed(shell):
-    for script in ("distill.sh", "scripts/setup.sh"):
+    scripts = ["distill.sh", "scripts/setup.sh"]
+    for script in scripts if shell == "sh" else [*scripts, "scripts/test.sh", "scripts/test_wheel.sh"]:
         assert subprocess.run([shell, "-n", str(ROOT / script)]).returncode == 0
 
 

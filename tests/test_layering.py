@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent / "distill"
+import distill
+
+ROOT = Path(distill.__file__).resolve().parent
 ORDER = [
     "errors",
     "durable",

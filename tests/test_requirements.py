@@ -10,7 +10,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import distill
+
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(distill.__file__).resolve().parent
 PINS = {
     canonicalize_name(requirement.name): requirement
     for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
@@ -55,7 +58,7 @@ def test_what_is_imported_is_asked_for():
     known = {*PINS, *ranges(), "minidistill"}
     owners = importlib.metadata.packages_distributions()
     missing = set()
-    for path in (ROOT / "distill").rglob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -63,7 +66,7 @@ def test_what_is_imported_is_asked_for():
                 {name.partition(".")[0] for name in names} - sys.stdlib_module_names - OPTIONAL - {"distill", ""}
             ):
                 if not {canonicalize_name(owner) for owner in owners.get(name, [])} & known:
-                    missing.add((name, str(path.relative_to(ROOT))))
+                    missing.add((name, str(path.relative_to(PACKAGE))))
     assert not missing
 
 

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fixtures_cli import ROOT
+from fixtures_cli import ROOT, beside_the_package
 from test_finetune import make_task, write_encoder
 
 from distill.modeling.config import load_config
@@ -62,6 +62,7 @@ def test_recipes_configs_and_methods_are_found_from_anywhere(tmp_path, monkeypat
                 load_config(student.config)
 
 
+@beside_the_package
 def test_a_users_own_file_of_that_name_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = "distill_configs/RBT6.json"
@@ -74,6 +75,7 @@ def test_a_users_own_file_of_that_name_comes_first(tmp_path, monkeypatch):
     assert shipped("requirements.txt").is_file()
 
 
+@beside_the_package
 @pytest.mark.slow
 def test_the_wheel_is_enough_without_ltp(python, tmp_path, clean_environment):
     """About 40 s: built from a copy of what git has, installed beside nothing, run in a folder of its own."""
