@@ -12,4 +12,5 @@ fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-exec "$python" -m pytest -n 2 "${select[@]}" "$@"
+# The second worker takes over tests when it has no more of its own: they are far from equally long.
+exec "$python" -m pytest -n 2 --dist worksteal "${select[@]}" "$@"

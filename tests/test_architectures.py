@@ -123,6 +123,7 @@ def test_counts_are_shown_with_the_figures_of_the_models_named(capsys):
     assert "no: the count with 21,128 embedding rows" in out and "MiniRBT" not in out
 
 
+@pytest.mark.slow
 def test_without_names_every_known_model_is_counted():
     table = counts_tables([*shipped_configs(), *NAMES, ALBERT])
     assert all(f"| {name} " in table for name in (*COUNTS, *NAMES, ALBERT))

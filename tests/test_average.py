@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_loop import BATCH, run, start_run
-from test_stage import EMA, make_stage, metrics, train, weights
+from test_stage import EMA, make_stage, metrics, train_apart, weights
 
 from distill.modeling.models import load_masked_lm
 
@@ -25,9 +25,14 @@ def test_the_average_is_the_recursion_over_the_weights_of_the_steps():
     assert not torch.equal(flat(student.average), flat(student.objective.student))
 
 
-def test_an_average_changes_nothing_of_the_training(world):
-    with_average, without = (train(world, make_stage({"a": student}), name)
-                             for student, name in ((EMA, "with"), (PLAIN, "without")))  # fmt: skip
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run with the average and one without."""
+    return [train_apart(tmp_path_factory, make_stage({"a": student})) for student in (EMA, PLAIN)]
+
+
+def test_an_average_changes_nothing_of_the_training(runs):
+    with_average, without = runs
     last = (paths.checkpoints / "step-00000008" / "a.safetensors" for paths in (with_average, without))
     ours, theirs = (load_file(path) for path in last)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -35,9 +40,8 @@ def test_an_average_changes_nothing_of_the_training(world):
     assert weights(with_average, "a") != weights(without, "a")
 
 
-def test_dev_and_the_published_model_are_the_averages(world):
-    with_average, without = (train(world, make_stage({"a": student}), name)
-                             for student, name in ((EMA, "with"), (PLAIN, "without")))  # fmt: skip
+def test_dev_and_the_published_model_are_the_averages(runs):
+    with_average, without = runs
     kept = load_file(with_average.checkpoints / "step-00000008" / "a+average.safetensors")
     published = dict(load_masked_lm(with_average.models / "a").named_parameters())
     assert kept.keys() == published.keys()

@@ -111,7 +111,7 @@ def test_one_bad_update_more_than_allowed_stops_also_after_a_restart(world, brok
 
 def test_a_run_in_fp16_that_does_nothing_but_overflow_ends(world, broken, monkeypatch):
     monkeypatch.setattr("distill.training.stage.choose_dtype", lambda *_: torch.float16)
-    stage = make_stage({"a": HIDDEN}, steps=40, log_every=1)
+    stage = make_stage({"a": HIDDEN}, steps=40, save_every=40, eval_every=40)
     broken("a", dict.fromkeys(range(4, 41), float("inf")))
     with pytest.raises(TrainingFailed, match=r"in fp16 the gradients overflow .*\(6e-05 at step 33\); use precision"):
         train(world, stage, "out")

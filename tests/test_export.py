@@ -72,6 +72,7 @@ def by_onnx(folder, texts, file="model.onnx"):
     return open_onnx(folder / file, threads=1)(inputs), inputs["attention_mask"]
 
 
+@pytest.mark.slow
 def test_an_encoder_gives_the_same_states_in_any_batch(encoder, exported):
     (states, pooled), mask = by_onnx(exported, TEXTS)
     tokenizer, model = BertTokenizer.from_pretrained(encoder), BertModel.from_pretrained(encoder).eval()
@@ -91,6 +92,7 @@ def test_pooling_leaves_out_padding(pooling):
     assert pool(states, torch.tensor([[1, 1, 0]]), pooling).tolist() == [expected[pooling]]
 
 
+@pytest.mark.slow
 def test_the_folder_has_all_that_a_server_needs(exported, encoder):
     names = {path.name for path in exported.iterdir()}
     assert names >= {"model.onnx", "model_int8.onnx", "tokenizer.json", "vocab.txt", "config.json", "export.json"}
@@ -103,6 +105,7 @@ def test_the_folder_has_all_that_a_server_needs(exported, encoder):
     assert not list(exported.parent.glob(".*"))
 
 
+@pytest.mark.slow
 def test_int8_is_smaller_and_close(exported):
     found = about(exported)["forms"]
     assert 0.99 < found["int8"]["cosine"] < 0.9999 and found["onnx"]["cosine"] == pytest.approx(1)
@@ -122,6 +125,7 @@ def test_rows_are_quantised_by_themselves():
     assert scales[0] < 0.05 and not rows[7].any()
 
 
+@pytest.mark.slow
 def test_nothing_large_stays_in_floats(exported):
     import onnx
 
@@ -176,6 +180,7 @@ def post(address, body):
         return error.code, json.load(error)
 
 
+@pytest.mark.slow
 def test_a_server_needs_no_torch_and_answers_wrong_requests(server, exported):
     status, answers = post(server, json.dumps(TEXTS).encode())
     (_, pooled), _ = by_onnx(exported, TEXTS, "model_int8.onnx")
@@ -309,6 +314,7 @@ def test_an_int8_export_out_of_bounds_is_refused(found, metrics, message):
         check_kept("here", parity, before, bounds)
 
 
+@pytest.mark.slow
 def test_what_is_refused_leaves_nothing(encoder, exported, capsys, monkeypatch):
     """And an export that was there before stays."""
     monkeypatch.setattr("distill.downstream.export.write_onnx",

@@ -363,6 +363,7 @@ def test_published_rates_of_small_models():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_commands_finetune_predict_and_grid(encoder, tmp_path, small_grid, capsys):
     task, data, out = str(tmp_path / "data" / "task.json"), str(tmp_path / "data"), str(tmp_path / "out")
     arguments = ["finetune", str(encoder), "--task", task, "--data", data, "--output", out, "--epochs", "1"]

@@ -84,11 +84,25 @@ def metrics(paths: StagePaths, **wanted):
     return [line for line in lines if all(line[key] == value for key, value in wanted.items())]
 
 
-@pytest.mark.parametrize("name", ["a", "b", "c", "d", "e", "f", "g"])
-def test_a_student_beside_others_is_bit_for_bit_the_one_alone(world, name):
-    students = {"a": HIDDEN, "b": ATTENTION, "c": LABELS, "d": RELATION, "e": MUON, "f": EMA, "g": BALANCED}
-    together = train(world, make_stage(students), "together")
-    alone = train(world, make_stage({name: students[name]}), "alone")
+def train_apart(tmp_path_factory, stage):
+    """A run in a world of its own, for all tests of a module."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_world(folder)
+    with contextlib.chdir(folder):
+        return train(folder, stage, "whole")
+
+
+BESIDE = {"a": HIDDEN, "b": ATTENTION, "c": LABELS, "d": RELATION, "e": MUON, "f": EMA, "g": BALANCED}
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    return train_apart(tmp_path_factory, make_stage(BESIDE))
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_student_beside_others_is_bit_for_bit_the_one_alone(together, world, name):
+    alone = train(world, make_stage({name: BESIDE[name]}), "alone")
     assert weights(together, name) == weights(alone, name)
     for line in metrics(alone, student=name, split="train"):
         assert line["grad_norm"] > 0.05, "clipping must be active here"
@@ -134,25 +148,29 @@ def test_students_that_differ_by_name_only_are_different_models(world):
     assert weights(paths, "a") != weights(paths, "b")
 
 
+STOPPED = {"a": HIDDEN, "b": ATTENTION, "c": MUON, "d": EMA, "e": BALANCED}
+
+
+@pytest.fixture(scope="module")
+def whole_of_many(tmp_path_factory):
+    return train_apart(tmp_path_factory, make_stage(STOPPED))
+
+
 @pytest.mark.parametrize("stop", [5, 1, *(pytest.param(step, marks=pytest.mark.slow) for step in (4, 8))])
-def test_a_stopped_run_goes_on_to_the_same_weights(world, stop):
-    stage = make_stage({"a": HIDDEN, "b": ATTENTION, "c": MUON, "d": EMA, "e": BALANCED})
-    whole = train(world, stage, "whole")
+def test_a_stopped_run_goes_on_to_the_same_weights(whole_of_many, world, stop):
+    stage = make_stage(STOPPED)
     stopped = stop_before(world, stage, "stopped", stop)
     assert not (stopped.models / "a").exists()
     train(world, stage, "stopped")
-    for name in stage.students:
-        assert weights(whole, name) == weights(stopped, name)
-    assert metrics(whole) == metrics(stopped)
+    for name in STOPPED:
+        assert weights(whole_of_many, name) == weights(stopped, name)
+    assert metrics(whole_of_many) == metrics(stopped)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run of one student that nothing interrupts."""
-    folder = tmp_path_factory.mktemp("whole")
-    write_world(folder)
-    with contextlib.chdir(folder):
-        return train(folder, make_stage({"a": HIDDEN}), "whole")
+    return train_apart(tmp_path_factory, make_stage({"a": HIDDEN}))
 
 
 def test_a_run_stopped_three_times_goes_on_to_the_same_weights(whole, world):
@@ -254,7 +272,8 @@ def test_a_stage_without_dev_rows_trains_without_evaluation(world):
 
 
 def test_training_lowers_the_dev_loss_of_a_student_that_learns_from_the_labels(world):
-    stage = make_stage({"a": {**LABELS, "learning_rate": 5e-3, "max_grad_norm": 1.0}}, steps=60, eval_every=20)
+    stage = make_stage({"a": {**LABELS, "learning_rate": 5e-3, "max_grad_norm": 1.0}}, steps=60, eval_every=20,
+                       save_every=60)  # fmt: skip
     losses = [line["mlm_loss"] for line in metrics(train(world, stage, "out"), split="dev", student="a")]
     first, last = (metrics(make_paths(world, "out"), split="train")[i]["mlm"] for i in (0, -1))
     assert last < first - 0.5 and len(losses) == 3
