@@ -15,11 +15,21 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(autouse=True)
-def short_peak(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def short_peak():
     """A test that trains does not spend its time measuring the machine."""
-    if accounting := sys.modules.get("distill.training.accounting"):
-        monkeypatch.setattr(accounting, "PEAK_SECONDS", 0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        if accounting := sys.modules.get("distill.training.accounting"):
+            patch.setattr(accounting, "PEAK_SECONDS", 0.0)
+        yield
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """The processes that commands of this test start are forks of this one: all but the seconds of imports is real."""
+    from faults.forked import fork_from_now_on
+
+    fork_from_now_on(monkeypatch.setattr)
 
 
 @pytest.fixture

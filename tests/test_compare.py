@@ -229,6 +229,7 @@ def test_the_table_gives_mean_and_sample_deviation_over_seeds(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_comparison_trains_what_a_recipe_would_and_goes_on(project, capsys):
     """Two methods and two seeds; one of them trained by an ordinary recipe has the same weights; a seed comes later."""
     chain(project)

@@ -1,4 +1,5 @@
-"""One to four processes, fp32 and bf16, with dropout: a run that is stopped goes on to the same weights, bit for bit.
+"""One to four processes, fp32 and bf16, with dropout: a run that is stopped goes on to the same weights, bit for bit,
+and a student beside others has those of the one alone.
 
 The processes are forks of this one, with gloo between them.
 """
@@ -10,7 +11,7 @@ import pytest
 import torch
 import torch.utils.tensorboard  # noqa: F401  # once, not in each fork
 from faults.disturbance import end, fork
-from test_stage import ATTENTION, HIDDEN, SPEED, make_paths, make_stage, metrics, weights
+from test_stage import ATTENTION, HIDDEN, LABELS, SPEED, make_paths, make_stage, metrics, weights
 from tiny import NeverStop, StopBeforeStep
 
 from distill.training.loop import StageStopped
@@ -23,8 +24,8 @@ STEPS = 5
 STOPPED = 9
 
 
-def train_in(size, world, stage, output, *, stop_before=None, first_step=0):
-    """Trains a stage in `size` processes, to the end or until before a step."""
+def in_processes(size, world, action, *, code=0):
+    """Calls `action(processes)` in `size` processes that know of each other; all must end with that code."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -33,21 +34,31 @@ def train_in(size, world, stage, output, *, stop_before=None, first_step=0):
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
         torch.set_num_threads(1)
-        processes, paths, names = join_processes(), make_paths(world, output), list(stage.students)
+        processes = join_processes()
+        try:
+            return action(processes)
+        finally:
+            leave_processes(processes)
+
+    log = world / "log.txt"
+    pids = [fork(lambda rank=rank: run(rank), log) for rank in range(size)]
+    assert {end(pid) for pid in pids} == {code}, log.read_text()[-4000:]
+
+
+def train_in(size, world, stage, output, *, stop_before=None, first_step=0):
+    """Trains a stage in `size` processes, to the end or until before a step."""
+    paths, names = make_paths(world, output), list(stage.students)
+
+    def run(processes):
         stop = NeverStop() if stop_before is None else StopBeforeStep(stop_before, first_step)
         try:
             train_stage(stage, names, paths, dict.fromkeys(names, ""), processes, stop, StatusFile(paths.status))
         except StageStopped:
             return STOPPED
-        finally:
-            leave_processes(processes)
         return 0
 
-    log = world / "log.txt"
-    pids = [fork(lambda rank=rank: run(rank), log) for rank in range(size)]
-    codes = {end(pid) for pid in pids}
-    assert codes == {0 if stop_before is None else STOPPED}, log.read_text()[-4000:]
-    return make_paths(world, output)
+    in_processes(size, world, run, code=0 if stop_before is None else STOPPED)
+    return paths
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -62,6 +73,14 @@ def test_a_stopped_run_is_bit_for_bit_the_one_that_was_not_stopped(world, size, 
     for name in students:
         assert weights(whole, name) == weights(stopped, name)
     assert metrics(whole) == metrics(stopped)
+
+
+def test_at_three_processes_a_student_beside_others_is_bit_for_bit_the_one_alone(world):
+    """gloo adds the parts of a buffer in an order that depends on where in the buffer they are."""
+    students = {"a": LABELS, "b": HIDDEN, "c": ATTENTION}
+    together = train_in(3, world, make_stage(students, global_batch_size=7), "together")
+    alone = train_in(3, world, make_stage({"b": HIDDEN}, global_batch_size=7), "alone")
+    assert weights(together, "b") == weights(alone, "b")
 
 
 COUNTED = ("step", "samples", "tokens", "split", "student", "masked_tokens")

@@ -1,7 +1,7 @@
 """The recipes of UER, CLUE, RoBERTa-tiny-cased and RBT3: what they say, that they plan and train."""
 
 import json
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -46,9 +46,9 @@ def test_uers_recipe_is_the_one_on_the_cards():
     assert [stage.keep_checkpoints * stage.save_every for stage in (first, second)] == [1_000_000, 250_000]
 
 
-def test_the_generator_writes_the_recipes_of_all_24(tmp_path):
-    script = [sys.executable, str(ROOT / "scripts/write_uer_recipes.py"), "--output", str(tmp_path)]
-    subprocess.run(script, check=True, timeout=120, capture_output=True)
+def test_the_generator_writes_the_recipes_of_all_24(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["write_uer_recipes.py", "--output", str(tmp_path)])
+    runpy.run_path(str(ROOT / "scripts/write_uer_recipes.py"))["main"]()
     medium = load_recipe(shipped("uer_medium"))
     names = {miniature(layers, width) for layers in LAYERS for width in WIDTHS}
     assert {path.stem for path in tmp_path.iterdir()} == names and len(names) == 24
@@ -119,6 +119,7 @@ def tiny(project):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_uers_two_stages_go_on_from_each_other(tiny):
     """The second stage starts from weights alone: a new optimiser, a new schedule, longer rows."""
     recipe = json.loads((ROOT / "jsons/recipes/uer_medium.json").read_text())
@@ -141,6 +142,7 @@ def test_uers_two_stages_go_on_from_each_other(tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_small_text_is_learned_by_heart(tiny):
     """CLUE's own check of its pre-training: masked tokens of the sample are all found, from random weights."""
     sentences = [line.replace(" ", "") for line in SENTENCES[:11]]
@@ -158,6 +160,7 @@ def test_a_small_text_is_learned_by_heart(tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_roberta_tiny_cased_keeps_case_from_text_to_model(tiny, caplog):
     """A folder that forgot do_lower_case, 100 steps, then a task in GLUE's format."""
     tiny.tokenizer("cased", CASED)
@@ -187,6 +190,7 @@ def test_roberta_tiny_cased_keeps_case_from_text_to_model(tiny, caplog):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_rbt3_begins_with_its_teachers_layers_and_keeps_learning(tiny):
     tiny.model("teacher", num_hidden_layers=4)
     recipe = json.loads((ROOT / "jsons/recipes/rbt3.json").read_text())
@@ -204,6 +208,7 @@ def test_rbt3_begins_with_its_teachers_layers_and_keeps_learning(tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_distilling_into_a_pruned_vocabulary(tiny):
     """Tokens that a text does not use go, the rest says the same, and the pruned model teaches in its vocabulary."""
     unused = [f"t{i}" for i in range(200)]

@@ -93,6 +93,7 @@ def test_a_value_of_the_section_is_set_on_the_command_line(tasks, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_recipe_ends_with_the_tables_and_repeats_nothing(tasks, capsys):
     tasks.recipe(finetune={**SECTION, "compare": [["small", "small+kd"]], "seeds": [0, 1], "distil": {},
                            "speed": {"batch_sizes": [2], "lengths": [16]}})  # fmt: skip

@@ -4,12 +4,11 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from test_processes import finish, start_command, write_recipe
+from test_processes import LIMIT_S, finish, start_command, write_recipe
 
 from distill.errors import InputError
 from distill.interruption import Terminated
@@ -20,12 +19,11 @@ from distill.training.metrics import read_status
 RECIPE = "the recipe"
 QUICK = {"beat_seconds": 0.02, "silence_seconds": 30.0, "reason_seconds": 0.5}
 IMPATIENT = {**QUICK, "silence_seconds": 1.0}
-LIMIT_S = 10
 
 
-def until(condition):
+def until(condition, *, limit_s=10):
     """The first true answer of `condition`, which must come soon."""
-    deadline = time.monotonic() + LIMIT_S
+    deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         if found := condition():
             return found
@@ -133,7 +131,7 @@ def test_a_disk_that_is_full_for_a_while_ends_nothing(tmp_path, monkeypatch, cap
 
 
 STAGES = [
-    {"name": "one", "teacher": "teacher", "steps": 200, "global_batch_size": 5, "micro_batch_size": 2, "save_every": 5,
+    {"name": "one", "teacher": "teacher", "steps": 80, "global_batch_size": 5, "micro_batch_size": 2, "save_every": 5,
      "eval_every": 1000, "log_every": 10, "dropout": 0.1,
      "students": {"a": {"config": "student.json", "matches": ["uniform"]}}},
 ]  # fmt: skip
@@ -154,50 +152,44 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def train_as_under_torchrun(world, recipe, python, environment) -> None:
+def train_as_under_torchrun(world, recipe, environment) -> None:
     """Two processes without a launcher of ours, the first of which prepares the data."""
     shared = {"TORCHELASTIC_RUN_ID": "own", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    command = [python, "-m", "distill", "train", str(recipe), "--stage", "one"]
     group = [
-        subprocess.Popen(command, cwd=world, env={**environment, **shared, "RANK": rank, "LOCAL_RANK": rank}, text=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for rank in ("0", "1")
-    ]  # fmt: skip
+        start_command(world, recipe, environment, "--stage", "one", **shared, RANK=rank, LOCAL_RANK=rank)
+        for rank in ("0", "1")
+    ]
     for process in group:
         code, output = finish(process)
         assert code == 0, output
 
 
-def worker_of(launcher: int) -> int | None:
+def worker_of(launcher: int) -> int:
     """The process that trains below a launcher and its torchrun."""
     pid = launcher
     for _ in range(2):
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        found = [child for child in children if b"--stage" in Path(f"/proc/{child}/cmdline").read_bytes()]
-        if not found:
-            return None
-        pid = int(found[0])
+        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        pid = int(child)
     return pid
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes through /proc")
-def test_a_run_of_two_nodes_that_loses_one_goes_on_as_one_to_the_same_weights(world, python, command_environment):
+def test_a_run_of_two_nodes_that_loses_one_goes_on_as_one_to_the_same_weights(world, command_environment):
     """The reference is made by two processes under a torchrun of the user's own."""
     whole = write_recipe(world, output="whole", stages=STAGES)
     leave_stale_notes(world / "whole")
-    train_as_under_torchrun(world, whole, python, command_environment)
+    train_as_under_torchrun(world, whole, command_environment)
 
     recipe = write_recipe(world, output="nodes", stages=STAGES)
     leave_stale_notes(world / "nodes")
     shared = {"NPROC": "1", "NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     follower, leader = (
-        start_command(world, recipe, python, command_environment, NODE_RANK=rank, **shared) for rank in ("1", "0")
+        start_command(world, recipe, command_environment, NODE_RANK=rank, **shared) for rank in ("1", "0")
     )
     checkpoints = world / "nodes" / "stages" / "one" / "checkpoints"
-    victim = None
-    while not (victim and any(checkpoints.glob("step-*"))) and leader.poll() is None:
-        victim = victim or worker_of(follower.pid)
-        time.sleep(0.02)
+    until(lambda: any(checkpoints.glob("step-*")) or leader.poll() is not None, limit_s=LIMIT_S)
+    victim = worker_of(follower.pid)
     os.kill(victim, signal.SIGKILL)
     (code_0, said_0), (code_1, said_1) = finish(leader), finish(follower)
     assert (code_0, code_1) == (1, 1), said_0 + said_1
@@ -205,7 +197,7 @@ def test_a_run_of_two_nodes_that_loses_one_goes_on_as_one_to_the_same_weights(wo
     assert f"error: node 1: {reason}" in said_0 and f"error: {reason}" in said_1, said_0 + said_1
     assert "Traceback" not in said_0 + said_1 and not (world / "nodes/models").exists()
 
-    train_as_under_torchrun(world, recipe, python, command_environment)
+    train_as_under_torchrun(world, recipe, command_environment)
     told = read_status(world / "nodes" / "stages" / "one" / "status.json")["messages"]
     assert told[0].startswith("training on cpu in float32, from step ") and not told[0].endswith("step 0")
     files = [world / run / "models" / "a" / "model.safetensors" for run in ("whole", "nodes")]

@@ -113,6 +113,7 @@ def test_a_run_leaves_what_the_design_says_and_a_second_run_trains_nothing(proje
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_student_added_to_a_finished_stage_is_trained_alone(project, capsys):
     assert run("train", "recipe.json") == 0
     before = files_of(project.root / "out/models/small")
@@ -129,6 +130,7 @@ def test_a_student_added_to_a_finished_stage_is_trained_alone(project, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_fields_that_change_no_training_may_change_on_a_finished_run(project, capsys):
     assert run("train", "recipe.json") == 0
     assert run("train", "recipe.json", "--log-every", "1", "--micro-batch-size", "2") == 0

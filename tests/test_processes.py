@@ -1,26 +1,25 @@
-"""Several processes and the launcher: one process, two and three train the same, and a signal loses nothing.
+"""Several processes and the launcher: one process and two train the same, and a signal loses nothing.
 
-All of it runs for real: torchrun, gloo, signals to the parent of `python -m distill train`.
+All of it runs for real: torchrun, gloo, signals to the parent of `python -m distill train`; but the processes are forks
+of this one, which have nothing to import. Fresh interpreters are started by tests/test_pipeline.py.
 """
 
 import json
 import os
 import signal
-import socket
 import subprocess
-import textwrap
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from faults.forked import ForkedProcess
 from tiny import ALONE, CHARACTERS, LENGTH
 from torch import nn
 
 from distill.training.metrics import read_metrics, read_status
 from distill.training.processes import Processes, join_processes, sum_gradients, sum_over_processes
 
-TESTS = Path(__file__).parent
 LIMIT_S = 300  # a guard; 20 s are usual
 
 
@@ -49,13 +48,14 @@ def write_recipe(world: Path, *, output: str, stages, **defaults) -> Path:
     return path
 
 
-def start_command(world: Path, recipe: Path, python, environment, **variables) -> subprocess.Popen:
-    command = [python, "-m", "distill", "train", str(recipe)]
-    return subprocess.Popen(command, cwd=world, env={**environment, **variables}, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+def start_command(world: Path, recipe: Path, environment, *options: str, **variables) -> ForkedProcess:
+    """`distill train RECIPE`, of which `finish` gives the output."""
+    command = ["python", "-m", "distill", "train", str(recipe), *options]
+    return ForkedProcess(command, cwd=world, env={**environment, **variables}, stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT)  # fmt: skip
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str]:
+def finish(process: subprocess.Popen | ForkedProcess) -> tuple[int, str]:
     """Exit code and output; the process is ended if it takes too long."""
     try:
         output, _ = process.communicate(timeout=LIMIT_S)
@@ -63,25 +63,6 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
         process.terminate()
         raise
     return process.returncode, output
-
-
-def run_ranks(script: str, world_size: int, folder: Path, python: str, environment: dict[str, str]) -> None:
-    """Runs a script, in which {tests} is this folder, in the processes that torchrun would start; all must end well."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    code = textwrap.dedent(script.format(tests=str(TESTS)))
-    group = [
-        subprocess.Popen(
-            [python, "-W", "ignore", "-c", code], cwd=folder, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**environment, **address, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)},
-        )
-        for rank in range(world_size)
-    ]  # fmt: skip
-    for process in group:
-        exit_code, output = finish(process)
-        assert exit_code == 0, output[-3000:]
 
 
 def test_alone_there_is_nothing_to_sum():
@@ -113,12 +94,12 @@ ONE_AND_TWO = [
 
 
 @pytest.mark.slow
-def test_two_processes_draw_the_same_samples_and_masks_and_lose_the_same(world, python, command_environment):
+def test_two_processes_draw_the_same_samples_and_masks_and_lose_the_same(world, command_environment):
     """Five sequences a step go to two processes as 2 and 3, in micro-batches of 2, 1 and 2."""
     records = {}
     for nproc in ("1", "2"):
         recipe = write_recipe(world, output=f"out{nproc}", stages=ONE_AND_TWO)
-        code, output = finish(start_command(world, recipe, python, command_environment, NPROC=nproc))
+        code, output = finish(start_command(world, recipe, command_environment, NPROC=nproc))
         assert code == 0, output
         for stage in ("taught", "plain"):
             folder = world / f"out{nproc}" / "stages" / stage
@@ -139,19 +120,17 @@ def test_two_processes_draw_the_same_samples_and_masks_and_lose_the_same(world, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nproc", ["1", "2"])
-def test_sigterm_to_the_parent_writes_a_checkpoint_and_the_same_command_ends_alike(
-    world, python, command_environment, nproc
-):
+def test_sigterm_to_the_parent_writes_a_checkpoint_and_the_same_command_ends_alike(world, command_environment, nproc):
     stages = [{"name": "one", "teacher": "teacher", "steps": 60, "global_batch_size": 4, "micro_batch_size": 2,
                "log_every": 1, "save_every": 1000, "eval_every": 1000, "students": {
                    "a": {"config": "student.json", "matches": ["uniform"]},
                    "b": {"config": "student.json", "matches": ["uniform:attention_mse"]}}}]  # fmt: skip
     whole = write_recipe(world, output="whole", stages=stages)
-    code, output = finish(start_command(world, whole, python, command_environment, NPROC=nproc))
+    code, output = finish(start_command(world, whole, command_environment, NPROC=nproc))
     assert code == 0, output
 
     stopped = write_recipe(world, output="stopped", stages=stages)
-    parent = start_command(world, stopped, python, command_environment, NPROC=nproc)
+    parent = start_command(world, stopped, command_environment, NPROC=nproc)
     log = world / "stopped" / "stages" / "one" / "metrics.jsonl"
     deadline = time.monotonic() + LIMIT_S
     while len(read_metrics(log)) < 4 and parent.poll() is None and time.monotonic() < deadline:
@@ -164,51 +143,19 @@ def test_sigterm_to_the_parent_writes_a_checkpoint_and_the_same_command_ends_ali
     assert "stopped by SIGTERM after step" in output and "Traceback" not in output
     assert not (world / "stopped" / "models" / "a").exists()
 
-    code, output = finish(start_command(world, stopped, python, command_environment, NPROC=nproc))
+    code, output = finish(start_command(world, stopped, command_environment, NPROC=nproc))
     assert code == 0, output
     for name in ("a", "b"):
         files = [world / run / "models" / name / "model.safetensors" for run in ("whole", "stopped")]
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
-THREE = """
-    import sys
-    from pathlib import Path
-
-    sys.path.insert(0, {tests!r})
-    import torch
-    torch.set_num_threads(1)
-    from test_stage import ATTENTION, HIDDEN, LABELS, make_paths, make_stage
-    from tiny import NeverStop
-    from distill.training.metrics import StatusFile
-    from distill.training.processes import join_processes, leave_processes
-    from distill.training.stage import train_stage
-
-    processes = join_processes()
-    world = Path.cwd()
-    students = {{"a": LABELS, "b": HIDDEN, "c": ATTENTION}}
-    for output, names in (("together", ["a", "b", "c"]), ("alone", ["b"])):
-        stage = make_stage({{name: students[name] for name in names}}, global_batch_size=7)
-        paths = make_paths(world, output)
-        train_stage(stage, names, paths, dict.fromkeys(names, ""), processes, NeverStop(), StatusFile(paths.status))
-    leave_processes(processes)
-"""
-
-
 @pytest.mark.slow
-def test_at_three_processes_a_student_beside_others_is_bit_for_bit_the_one_alone(world, python, command_environment):
-    """gloo adds the parts of a buffer in an order that depends on where in the buffer they are."""
-    run_ranks(THREE, 3, world, python, command_environment)
-    files = [world / run / "models" / "b" / "model.safetensors" for run in ("together", "alone")]
-    assert files[0].read_bytes() == files[1].read_bytes()
-
-
-@pytest.mark.slow
-def test_one_mistake_is_one_line_at_two_processes(world, python, command_environment):
+def test_one_mistake_is_one_line_at_two_processes(world, command_environment):
     stages = [{"name": "one", "teacher": "teacher", "steps": 5, "global_batch_size": 1,
                "students": {"a": {"config": "student.json"}}}]  # fmt: skip
     recipe = write_recipe(world, output="out", stages=stages)
-    code, output = finish(start_command(world, recipe, python, command_environment, NPROC="2"))
+    code, output = finish(start_command(world, recipe, command_environment, NPROC="2"))
     assert code == 2, output
     lines = [line for line in output.splitlines() if "error" in line]
     assert len(lines) == 1 and "1 sequences cannot be dealt to 2 processes" in lines[0]

@@ -322,12 +322,11 @@ def test_help_needs_no_torch(command_environment):
 
 
 @pytest.mark.slow
-def test_run_ends_with_its_report(project):
-    recipe = json.loads(project.recipe(report=True).read_text())
-    project.write("recipe.json", recipe)
-    command = [sys.executable, "-m", "distill", "train", "recipe.json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=project.root)
-    assert done.stdout.splitlines()[-1] == "report: out/report/index.html", done.stdout + done.stderr
+@pytest.mark.usefixtures("forked")
+def test_run_ends_with_its_report(project, capsys):
+    project.recipe(report=True)
+    assert run("train", "recipe.json") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "report: out/report/index.html"
     parts = collect_parts(open_run(Path("out")))
     assert parts["problems"] == [] and parts["examples"] and parts["similarity"]
     assert parts["times"][0]["passes"] == 1 and parts["times"][0]["seconds"] > 0

@@ -1,15 +1,21 @@
 """Two processes: a teacher that is spread over them, a cache that both make, a micro-batch size that both take."""
 
 import json
+from pathlib import Path
 
 import pytest
-from test_processes import run_ranks
+from test_exactness import in_processes
 from test_stage import ATTENTION, HIDDEN, make_paths, make_stage, metrics, train
 from test_teacher_cache import LOGITS, cached_stage, shards
+from tiny import NeverStop
+from torch.distributed.tensor import DTensor
 
 from distill.errors import InputError
-from distill.training import teacher_cache
+from distill.training import sharding, teacher_cache
+from distill.training import stage as stage_module
+from distill.training.metrics import StatusFile
 from distill.training.sharding import check_equal_forwards
+from distill.training.stage import train_stage
 
 STAGES = {
     "whole": {"students": {"a": HIDDEN, "b": ATTENTION}},
@@ -18,49 +24,32 @@ STAGES = {
     "cache": {"students": {"a": LOGITS}, "teacher_cache": {}},
     "auto": {"students": {"a": HIDDEN}, "micro_batch_size": "auto"},
 }
-SCRIPT = """
-    import sys
-    from pathlib import Path
 
-    sys.path.insert(0, {tests!r})
-    import torch
-    torch.set_num_threads(1)
-    import test_scaling_processes as here
-    from test_stage import make_paths, make_stage
-    from tiny import NeverStop
-    from distill.training import teacher_cache
-    from distill.training.metrics import StatusFile
-    from distill.training.processes import join_processes, leave_processes
-    from distill.training.stage import train_stage
-    from torch.distributed.tensor import DTensor
-    from distill.training import sharding, stage as stage_module
 
-    spread = []
-    shard_layers = sharding.shard_layers
+def train_all(processes):
+    """All stages; those that spread their teacher hold less than 60 % of its layers in a process."""
+    spread, shard_layers = [], sharding.shard_layers
 
     def counted(model, processes):
         shard_layers(model, processes)
-        kinds = [isinstance(p, DTensor) for p in model.bert.encoder.parameters()]
-        local = sum(p.to_local().numel() for p in model.bert.encoder.parameters())
-        spread.append((all(kinds), local / sum(p.numel() for p in model.bert.encoder.parameters())))
+        layers = list(model.bert.encoder.parameters())
+        local = sum(parameter.to_local().numel() for parameter in layers)
+        spread.append((all(isinstance(parameter, DTensor) for parameter in layers),
+                       local / sum(parameter.numel() for parameter in layers)))  # fmt: skip
 
-    stage_module.shard_layers = counted
+    stage_module.shard_layers = counted  # for this process, which ends
     teacher_cache.SHARD_SAMPLES = 5
-    processes = join_processes()
-    for output, fields in here.STAGES.items():
-        stage = make_stage(**fields)
-        paths = make_paths(Path.cwd(), output)
+    for output, fields in STAGES.items():
+        stage, paths = make_stage(**fields), make_paths(Path.cwd(), output)
         names = list(stage.students)
         train_stage(stage, names, paths, dict.fromkeys(names, ""), processes, NeverStop(), StatusFile(paths.status))
     assert len(spread) == 2 and all(whole and share < 0.6 for whole, share in spread), spread
-    leave_processes(processes)
-"""
 
 
 @pytest.fixture
-def two_processes(world, python, command_environment):
+def two_processes(world):
     """The world after two processes trained all stages."""
-    run_ranks(SCRIPT, 2, world, python, command_environment)
+    in_processes(2, world, train_all)
     return world
 
 

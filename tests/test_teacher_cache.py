@@ -6,13 +6,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from faults.disturbance import end, fork
 from fixtures_cli import VOCAB, nothing_written, run
 from test_stage import make_paths, make_stage, metrics, stop_before, train, weights
 from tiny import ALONE, LENGTH, VOCABULARY, NeverStop, write_world
@@ -31,7 +30,6 @@ from distill.training.teacher_cache import CachedSteps, CacheFiles, cache_facts,
 from distill.training.teacher_shards import DamagedShard, join_shards, load_shard, save_draws, save_likeliest
 
 pytest_plugins = ["fixtures_cli"]
-TESTS = Path(__file__).parent
 LOGITS = {"config": "student.json", "temperature": 2.0, "max_grad_norm": 1.0, "dropout": 0.0}
 SURE = {**LOGITS, "temperature": 0.3, "learning_rate": 1e-2}
 """At this temperature the untrained teacher of the tests is sure of something that can be learned."""
@@ -257,36 +255,20 @@ def test_a_run_killed_while_the_cache_is_made_loses_no_finished_shard(world, who
     assert (shards(world, "killed"), weights(paths, "a")) == whole
 
 
-KILLED = """
-    import os, signal, sys
-    from pathlib import Path
-
-    sys.path.insert(0, {tests!r})
-    from distill.training import teacher_cache
-    from distill.training.loop import TeacherPass
-    from test_teacher_cache import cached_stage
-    from test_stage import train
-
-    teacher_cache.SHARD_SAMPLES = 5
-    left, call = {forwards}, TeacherPass.__call__
+@pytest.mark.slow
+def test_a_kill_while_the_cache_is_made_and_the_same_command_again(world, whole, forwards, monkeypatch):
+    call = TeacherPass.__call__
 
     def killing(teacher, batch):
-        global left
-        left -= 1
-        if left == 0:
+        if len(forwards) == 9:
             os.kill(os.getpid(), signal.SIGKILL)
         return call(teacher, batch)
 
-    TeacherPass.__call__ = killing
-    train(Path.cwd(), cached_stage(), "killed")
-"""
+    def run():
+        monkeypatch.setattr(TeacherPass, "__call__", killing)
+        train(world, cached_stage(), "killed")
 
-
-@pytest.mark.slow
-def test_a_kill_while_the_cache_is_made_and_the_same_command_again(world, whole, python, command_environment):
-    code = textwrap.dedent(KILLED.format(tests=str(TESTS), forwards=10))
-    done = subprocess.run([python, "-W", "ignore", "-c", code], env=command_environment, timeout=120)
-    assert done.returncode == -signal.SIGKILL
+    assert end(fork(run, world / "log.txt")) == -signal.SIGKILL
     assert 0 < len(shards(world, "killed")) < 7
     paths = train(world, cached_stage(), "killed")
     assert (shards(world, "killed"), weights(paths, "a")) == whole

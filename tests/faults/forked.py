@@ -6,13 +6,17 @@ too. A function that a test has replaced is replaced in all of them.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import resource_tracker
+from subprocess import PIPE, STDOUT
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,18 +32,22 @@ MODULES = {"distill": distill, "torch.distributed.run": torchrun.main}
 
 
 class ForkedProcess:
-    """The part of subprocess.Popen that distill.launch and torchrun use, for `python -m MODULE ...`."""
+    """The part of subprocess.Popen that distill.launch, torchrun and tests use, for `python -m MODULE ...`."""
 
     def __init__(
-        self, args: Sequence[str], *, env: Mapping[str, str] | None = None, stdin: Any = None, stdout: Any = None,
-        stderr: Any = None, start_new_session: bool = False, pass_fds: Sequence[int] = (), **_: Any,
+        self, args: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Any = None, stdin: Any = None,
+        stdout: Any = None, stderr: Any = None, start_new_session: bool = False, pass_fds: Sequence[int] = (), **_: Any,
     ) -> None:  # fmt: skip
         self.args, self.returncode = list(args), None
+        if stdout == PIPE:  # a file, so that nobody has to read it meanwhile
+            stdout = self._output = tempfile.TemporaryFile()
+        out = _descriptor(stdout, 1)
+        err = out if stderr == STDOUT else _descriptor(stderr, 2)
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
         if not self.pid:
-            _become(self.args, env, _descriptor(stdout, 1), _descriptor(stderr, 2), start_new_session, pass_fds)
+            _become(self.args, env, cwd, out, err, start_new_session, pass_fds)
 
     def poll(self) -> int | None:
         if self.returncode is None:
@@ -58,6 +66,13 @@ class ForkedProcess:
         assert self.returncode is not None
         return self.returncode
 
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        """Waits for the end, then what was written to a standard output given as PIPE."""
+        self.wait(timeout)
+        with self._output as file:
+            file.seek(0)
+            return file.read().decode(errors="replace"), None
+
     def send_signal(self, signum: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, signum)
@@ -74,8 +89,9 @@ def _descriptor(file: Any, default: int) -> int:
 
 
 def _become(
-    args: list[str], env: Mapping[str, str] | None, out: int, err: int, new_session: bool, pass_fds: Sequence[int]
-) -> None:
+    args: list[str], env: Mapping[str, str] | None, cwd: Any, out: int, err: int, new_session: bool,
+    pass_fds: Sequence[int],
+) -> None:  # fmt: skip
     """What exec would do with this process, then the module's main function. Does not return."""
     code = 3
     try:
@@ -90,11 +106,15 @@ def _become(
         kept = sorted({0, 1, 2, *pass_fds})
         for low, high in zip(kept, [*kept[1:], 4096], strict=True):
             os.closerange(low + 1, high)
+        resource_tracker._resource_tracker._fd = None  # type: ignore[attr-defined]  # closed; another file may get it
+        logging.getLogger().handlers.clear()
+        if cwd is not None:
+            os.chdir(cwd)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
         if env is not None:
             os.environ.clear()
             os.environ.update(env)
-        _fork_from_now_on()
+        fork_from_now_on()
         at = args.index("-m")
         sys.argv = args[at + 1 :]
         code = _run(MODULES[args[at + 1]], args[at + 2 :])
@@ -118,9 +138,9 @@ def _run(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     return 0
 
 
-def _fork_from_now_on() -> None:
-    """Lets the modules that start `python -m ...` start forks."""
-    tqdm.monitor_interval = 0  # no thread that could hold a lock while another forks
-    os.cpu_count = lambda: 1  # text is prepared without a pool, whose processes would be fresh ones
-    subprocess_handler.Popen = ForkedProcess  # type: ignore[assignment, misc]
-    launch.subprocess = SimpleNamespace(Popen=ForkedProcess, DEVNULL=subprocess.DEVNULL)  # type: ignore[assignment]
+def fork_from_now_on(replace: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Lets the modules that start `python -m ...` start forks; `replace` sets an attribute."""
+    replace(tqdm, "monitor_interval", 0)  # no thread that could hold a lock while another forks
+    replace(os, "cpu_count", lambda: 1)  # text is prepared without a pool, whose processes would be fresh ones
+    replace(subprocess_handler, "Popen", ForkedProcess)
+    replace(launch, "subprocess", SimpleNamespace(Popen=ForkedProcess, DEVNULL=subprocess.DEVNULL))

@@ -33,7 +33,7 @@ def campaign(script, folder, *arguments, capsys):
 
 
 def test_a_chain_whose_process_or_disk_fails_at_any_call(tmp_path, capsys):
-    number = KILLS or 3
+    number = KILLS or 2
     kill, full, _ = campaign(
         "chain.py", tmp_path, "--mode", "kill", "full", "glitch", "--count", str(number), capsys=capsys
     )
