@@ -42,9 +42,9 @@ def watch(
     """Watch a run in the terminal: stages, steps, time left, losses, dev measurements, tokens/s, messages.
 
     It reads the run's files alone, so that it can be started and ended at any time, on any machine that sees the
-    folder. It ends with the run (exit code 1 where that failed or was stopped), and with Ctrl-C. --once prints
-    {"state", "stages", "tasks"}, where state is preparing, waiting, running, silent (no word for minutes), stopped,
-    failed or finished.
+    folder. It ends with the run (exit code 1 where that failed, was stopped or killed), and with Ctrl-C. --once prints
+    {"state", "doing", "message", "stages", "tasks"}, where state is preparing, running, silent (no word for minutes),
+    stopped, failed or finished.
     """
     from rich.console import Console
     from rich.live import Live

@@ -17,8 +17,8 @@ from distill.downstream.grid import Grid, count_runs, load_grid, with_tasks
 from distill.downstream.latency import Timing, check_lengths, describe_machine, make_shapes, measure_latency
 from distill.downstream.report import Comparison, read_sizes, write_report
 from distill.downstream.results import best_results, read_runs
-from distill.downstream.run import digest_model, model_name
-from distill.downstream.search import TAUGHT, TaskTeacher, search
+from distill.downstream.run import TAUGHT, digest_model, model_name
+from distill.downstream.search import TaskTeacher, search
 from distill.downstream.task import load_task
 from distill.downstream.task_data import load_task_data
 from distill.downstream.task_model import check_model
@@ -172,13 +172,17 @@ def run_plan(plan: Plan, show: Callable[[str], None]) -> tuple[str, list[str]]:
     results = best_results(read_runs(run.folder for run in runs))
     timings, machine = _timings(plan, show) if plan.speed else ([], describe_machine())
     comparison = Comparison(results, plan.teacher, read_sizes(plan.rows()), timings, plan.pairs)
-    markdown = write_report(comparison, plan.report, machine)
+    markdown = write_report(comparison, plan.report, machine, _digests(plan))
     show(f"tables: {plan.report / 'tables.md'}")
     return markdown, failed
 
 
 def _settings(distil: Distil) -> dict[str, Any]:
     return {**distil.model_dump(), "matches": tuple(distil.matches)}
+
+
+def _digests(plan: Plan) -> dict[str, str]:
+    return {name: digest_model(folder) for name, folder in plan.models.items()}
 
 
 def _timings(plan: Plan, show: Callable[[str], None]) -> tuple[list[Timing], dict[str, Any]]:
@@ -189,7 +193,7 @@ def _timings(plan: Plan, show: Callable[[str], None]) -> tuple[list[Timing], dic
     shapes = make_shapes(plan.speed.batch_sizes, lengths, [plan.speed.threads or num_cores()])
     machine = describe_machine()
     key = {
-        "models": {name: digest_model(folder) for name, folder in plan.models.items()},
+        "models": _digests(plan),
         "shapes": [list(vars(shape).values()) for shape in shapes], "machine": machine,
     }  # fmt: skip
     path = plan.report / "latency.json"

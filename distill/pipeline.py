@@ -17,11 +17,10 @@ from typing import Any
 from tqdm import tqdm
 
 from distill.changes import check_places, check_unchanged, check_writable, find_changes, record_changes, record_inputs
-from distill.corpus.lock import only_run
 from distill.corpus.prepare import prepare_dataset
 from distill.durable import write_json
 from distill.errors import InputError
-from distill.finetuning import plan_section, run_plan
+from distill.finetuning import Plan, plan_section, run_plan
 from distill.launch import Cluster, StageFailed, run_stage_processes
 from distill.modeling.counting import count_parameters
 from distill.nodes import Follower, Leader
@@ -29,9 +28,18 @@ from distill.passes import record_pass
 from distill.planning import StagePlan, plan_recipe
 from distill.recipe import Recipe, Stage
 from distill.release.results import collect_results, format_results
-from distill.release.run_folder import PASSES_FILE, SETTINGS_FILE, RunFolder
+from distill.release.run_folder import (
+    FINE_TUNING,
+    PASSES_FILE,
+    REPORTING,
+    SETTINGS_FILE,
+    STATUS_FILE,
+    TRAINING,
+    RunFolder,
+)
 from distill.release.stage_parts import show_duration
 from distill.reporting import report_at_end
+from distill.run_status import Work, at_work
 from distill.training.accounting import pass_flops
 from distill.training.checkpoint import checkpoint_students, clear_other_checkpoints
 from distill.training.plugins import load_plugins
@@ -52,28 +60,35 @@ def run_recipe(
     """
     comparison = plan_section(recipe, plan_recipe(recipe)) if recipe.finetune and not only_stage else None
     train_stages(recipe, cluster=cluster, only_stage=only_stage, show=show, allow_changes=allow_changes,
-                 max_restarts=max_restarts, plugins=plugins)  # fmt: skip
-    if cluster.node_rank == 0:
-        output = Path(recipe.output_dir)
-        run = RunFolder(output, recipe.model_dump())
-        results = collect_results(run)
-        for problem in run.problems:
-            show(f"results: {problem}")
-        write_json(output / "report" / "results.json", results)
-        show(format_results(results))
-        failed: list[str] = []
-        if comparison:
-            tables, failed = run_plan(comparison, show)
-            show(tables)
-        if recipe.report:
-            report_at_end(output, show)
-        if failed:
-            raise StageFailed(f"finetune: {len(failed)} run(s) failed, the first: {failed[0]}")
+                 max_restarts=max_restarts, plugins=plugins,
+                 then=functools.partial(_conclude, recipe, comparison, show))  # fmt: skip
+
+
+def _conclude(recipe: Recipe, comparison: Plan | None, show: Callable[[str], None], work: Work) -> None:
+    """What follows the stages: results, comparison, report."""
+    output = Path(recipe.output_dir)
+    run = RunFolder(output, recipe.model_dump())
+    results = collect_results(run)
+    for problem in run.problems:
+        show(f"results: {problem}")
+    write_json(output / "report" / "results.json", results)
+    show(format_results(results))
+    failed: list[str] = []
+    if comparison:
+        work.begin(FINE_TUNING)
+        tables, failed = run_plan(comparison, show)
+        show(tables)
+    if recipe.report:
+        work.begin(REPORTING)
+        report_at_end(output, show)
+    if failed:
+        raise StageFailed(f"finetune: {len(failed)} run(s) failed, the first: {failed[0]}")
 
 
 def train_stages(
     recipe: Recipe, *, cluster: Cluster, only_stage: str | None, show: Callable[[str], None],
     allow_changes: bool = False, max_restarts: int = 0, plugins: Sequence[Path] = (),
+    then: Callable[[Work], None] = lambda work: None,
 ) -> None:  # fmt: skip
     """Trains what is missing of all stages, or of one of them.
 
@@ -81,6 +96,7 @@ def train_stages(
         allow_changes: go on with stages that have begun though the recipe or its files have changed.
         max_restarts: times that a stage whose processes died is started again by itself.
         plugins: files of a user's losses.
+        then: done at the end on node 0, while nobody else may work on the folder.
     Raises:
         InputError, launch.Interrupted, launch.StageFailed.
     """
@@ -92,13 +108,16 @@ def train_stages(
     run_pass = functools.partial(_run_pass, output=output, cluster=cluster, show=show, plugins=plugins)
     if cluster.node_rank == 0:
         leading = Leader(output, cluster.nnodes) if cluster.nnodes > 1 else nullcontext()
-        with only_run(output, show) as lock, leading as leader:
-            for stage in stages:
-                if unfinished_students(plans[stage.name]):  # how the last run ended is not how this one is
-                    status_path(output, stage, 0).unlink(missing_ok=True)
-            packed = _prepare(recipe, stages, plans, show, allow_changes=allow_changes)
-            run_pass = functools.partial(run_pass, lock=lock)
-            _lead(recipe, stages, plans, packed, leader, run_pass, show, max_restarts=max_restarts)
+        with at_work(output, show) as work:
+            with leading as leader:
+                for stage in stages:
+                    if unfinished_students(plans[stage.name]):  # how the last run ended is not how this one is
+                        status_path(output, stage, 0).unlink(missing_ok=True)
+                packed = _prepare(recipe, stages, plans, show, allow_changes=allow_changes)
+                work.begin(TRAINING)
+                run_pass = functools.partial(run_pass, lock=work.lock)
+                _lead(recipe, stages, plans, packed, leader, run_pass, show, max_restarts=max_restarts)
+            then(work)
     elif unfinished_plans(stages, plans):
         with Follower(output, cluster.node_rank) as follower:
             _follow(recipe, plans, follower, run_pass, show, max_restarts=max_restarts)
@@ -205,7 +224,7 @@ def _run_pass(
 
 def status_path(output: Path, stage: Stage, node_rank: int) -> Path:
     """Where the first process of a stage on a node says how it is."""
-    return _node_file(output / "stages" / stage.name / "status.json", node_rank)
+    return _node_file(output / "stages" / stage.name / STATUS_FILE, node_rank)
 
 
 def _node_file(path: Path, node_rank: int) -> Path:

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from distill.changes import find_changes, record_changes
-from distill.corpus.lock import only_run
 from distill.durable import write_json
 from distill.errors import InputError
 from distill.json_file import read_json
@@ -30,6 +29,7 @@ from distill.planning import StagePlan, plan_recipe
 from distill.recipe import Recipe
 from distill.release.card import first_cards, minimal_card
 from distill.release.run_folder import RunFolder
+from distill.run_status import Work, at_work
 from distill.training.bookkeeping import describe_os_error
 from distill.training.loop import StageStopped, TrainingFailed
 from distill.training.metrics import StatusFile, read_status
@@ -60,7 +60,7 @@ def run_worker(recipe: Recipe, stage_name: str, stop: StopRequest, *, allow_chan
             return int(before["exit_code"])  # it would end in the same way once more
         status.go_on(before)
     try:
-        with _lock_under_torchrun(output, rank):
+        with _at_work_under_torchrun(output, rank):
             return _train_stage(recipe, stage_name, output, stop, status, rank, allow_changes)
     except StageStopped as error:
         name = signal.Signals(error.signum).name
@@ -97,11 +97,11 @@ def _train_stage(
     return 0
 
 
-def _lock_under_torchrun(output: Path, rank: int) -> AbstractContextManager[int | None]:
-    """Without our parent, the first process holds the lock of the run."""
+def _at_work_under_torchrun(output: Path, rank: int) -> AbstractContextManager[Work | None]:
+    """Without our parent, the first process holds the lock of the run and says that it is there."""
     if CHILD in os.environ or rank > 0:
         return contextlib.nullcontext()
-    return only_run(output, lambda line: print(line, file=sys.stderr))
+    return at_work(output, lambda line: print(line, file=sys.stderr))
 
 
 def _train(

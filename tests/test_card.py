@@ -10,11 +10,13 @@ import yaml
 from fixtures_cli import complaint, run
 from huggingface_hub import ModelCard
 
+from distill.downstream.run import digest_model
 from distill.pipeline import record_settings
 from distill.planning import plan_recipe
 from distill.recipe_file import load_recipe
 from distill.release.card import MARK, first_cards, refresh_cards
 from distill.release.run_folder import open_run
+from distill.release.task_tables import read_task_tables
 from distill.training.metrics import StatusFile, read_status
 from distill.worker import _write_cards
 
@@ -46,6 +48,14 @@ def finished(project):
         project.model(f"out/models/{name}")
     project.write("out/data/abc/info.json", info)
     return project
+
+
+def write_tables(project, **tables):
+    """What a comparison of the models that are there leaves."""
+    models = {name: digest_model(project.root / f"out/models/{name}") for name in ("small", "smaller")}
+    models |= {"teacher": digest_model(project.root / "teacher"), "other": "not at hand"}
+    tables = {"tables": {**TABLES, **tables}, "teacher": "teacher", "models": models}
+    project.write("out/report/tables.json", tables)
 
 
 def read_card(project, name="smaller") -> str:
@@ -100,13 +110,55 @@ def test_language_is_that_of_the_vocabulary(project):
 
 def test_results_stand_there_when_they_are_measured(finished):
     assert "accuracy 29.50%, loss 4.500 nats (one run, seed 0)" in make_card(finished)
-    finished.write("out/report/tables.json", {"tables": TABLES})
+    write_tables(finished)
     card = make_card(finished)
     assert "| smaller | tnews | 48.10±0.30 | 3 | epochs 3 |" in card and "| smaller+kd | tnews |" in card
     assert "| small | tnews |" in card and "99.99" not in card and "| smaller | 4.2 | 3.1x |" in card
     (finished.root / "out/stages/two/metrics.jsonl").unlink()
     (finished.root / "out/report/tables.json").unlink()
     assert "## Results" not in make_card(finished)
+
+
+def test_results_of_former_weights_are_not_shown(finished):
+    write_tables(finished)
+    finished.model("out/models/smaller", initializer_range=0.5)
+    card = make_card(finished)
+    assert "| smaller | tnews |" not in card and "| smaller+kd |" not in card and "| smaller | 4.2 |" not in card
+    assert "| small | tnews | 51.20±0.30 |" in make_card(finished, "small")
+    (finished.root / "out/models/smaller/config.json").unlink()  # being trained anew
+    assert "| smaller | tnews |" not in make_card(finished)
+
+
+def test_results_relative_to_a_former_teacher_are_not_shown(finished):
+    write_tables(finished)
+    finished.model("teacher", num_hidden_layers=4, initializer_range=0.5)
+    assert "| small | tnews |" not in make_card(finished, "small")
+
+
+def test_difference_from_a_model_that_changed_is_not_shown(finished):
+    rows = [{"Model": name, "tnews": "1.00"} for name in ("small", "smaller", "difference")]
+    write_tables(finished, **{"small against smaller": rows})
+    assert read_task_tables(open_run(Path("out")))["small against smaller"] == rows
+    finished.model("out/models/smaller", initializer_range=0.5)
+    tables = read_task_tables(open_run(Path("out")))
+    assert "small against smaller" not in tables and [row["Model"] for row in tables["details"]] == ["small", "other"]
+
+
+def test_teacher_that_is_a_folder_has_its_row(finished):
+    """Tables call it by its folder's name, recipes by its path."""
+    recipe = json.loads((finished.root / "out/recipe.json").read_text())
+    recipe["stages"][0]["teacher"] = "given/RoBERTa"
+    finished.write("out/recipe.json", recipe)
+    finished.model("given/RoBERTa", num_hidden_layers=4)
+    rows = [{"Model": name, "tnews": cell} for name, cell in (("RoBERTa", "100%"), ("smaller", "91.0%"))]
+    write_tables(finished, relative=rows)
+    assert "| RoBERTa | 100% |\n| smaller | 91.0% |" in make_card(finished)
+
+
+def test_tables_that_do_not_say_of_which_weights_they_are_are_left_out(finished):
+    finished.write("out/report/tables.json", {"tables": TABLES})
+    run = open_run(Path("out"))
+    assert read_task_tables(run) == {} and "does not say of which weights it is" in run.problems[0]
 
 
 def test_metadata_are_the_hubs(finished):
@@ -163,7 +215,7 @@ def test_student_without_a_teacher_was_distilled_from_nothing(project):
     project.write("out/recipe.json", load_recipe(project.write("recipe.json", changed)).model_dump())
     card = make_card(project, "small")
     assert "without a teacher, with MiniDistill" in card and "knowledge-distillation" not in card
-    assert "temperature" not in card and "LTP" not in card
+    assert "temperature" not in card and "LTP" not in card and "its teacher" not in card
 
 
 def test_first_card_is_the_same_when_training_goes_on(project):

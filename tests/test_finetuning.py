@@ -148,8 +148,10 @@ def test_the_summary_has_sizes_speed_and_the_mean_of_the_common_tasks():
 
 
 def test_every_table_is_written_in_every_form(tmp_path):
-    markdown = write_report(comparison(), tmp_path, {"cpu": "x"})
+    markdown = write_report(comparison(), tmp_path, {"cpu": "x"}, {"big": "digest"})
     assert (tmp_path / "tables.md").read_text("utf-8") == markdown
+    found = json.loads((tmp_path / "tables.json").read_text("utf-8"))
+    assert (found["teacher"], found["models"]) == ("big", {"big": "digest"})
     names = {"summary", "results", "relative", "small-against-big", "details", "latency"}
     assert {path.stem for path in tmp_path.glob("*.csv")} == names
     assert "| difference | -20.00 | -9.00/-7.00 |" in markdown

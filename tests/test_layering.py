@@ -52,6 +52,7 @@ TOP = {
     "nodes",
     "project_folders",
     "publishing",
+    "run_status",
     "__main__",
     "__init__",
 }

@@ -20,7 +20,7 @@ from distill.corpus.prepare import prepare_dataset
 from distill.corpus.rows import PackedRows
 from distill.corpus.statistics import TokenTable
 from distill.corpus.tokenizing import load_tokenizer
-from distill.downstream.run import _digest
+from distill.downstream.run import digest_model
 from distill.examining import choose_sentences, examine_models, gram_matrices, similarity
 from distill.modeling.inference import fill_mask
 from distill.passes import record_pass
@@ -40,6 +40,13 @@ TABLES = {
     "latency": [{"Model": "teacher", "Batch": "32", "Length": "64", "p50 ms": "1,300.09"},
                 {"Model": "small", "Batch": "32", "Length": "64", "p50 ms": "20.5"}],
 }  # fmt: skip
+
+
+def write_tables(project, tables) -> None:
+    """What a comparison of the models that are there leaves."""
+    folders = {"teacher": project.root / "teacher", "small": project.root / "out/models/small"}
+    models = {name: digest_model(folder) for name, folder in folders.items()}
+    project.write("out/report/tables.json", {"tables": tables, "machine": {}, "teacher": "teacher", "models": models})
 
 
 def write_metrics(project, stage: str, student: str, steps: int = 40) -> None:
@@ -70,10 +77,10 @@ def _built_run(_built_project, tmp_path_factory):
         project.write("out/stages/one/dataset.json", {"path": str(packed)})
         status = {"state": "finished", "messages": ["as usual"], "step": 40, "steps": 40}
         project.write("out/stages/one/status.json", status)
-        project.write("out/report/tables.json", {"tables": TABLES, "machine": {}})
         with record_pass(Path("out/stages/one/passes.jsonl"), students=["small"], processes=2):
             pass
         project.model("out/models/small")
+        write_tables(project, TABLES)
         write_metrics(project, "one", "small")
         examine_models(open_run(Path("out")))
     return project.root
@@ -161,13 +168,11 @@ def test_models_are_asked_once_until_they_change(finished, monkeypatch):
         patched.setattr("distill.examining.load_masked_lm", None)
         assert run("report", "out") == 0
     finished.model("out/models/small", num_hidden_layers=3)
-    _digest.cache_clear()  # of files, once a process
     examine_models(open_run(Path("out")))
     assert len(json.loads((finished.root / "out/report/examples.json").read_text())["similarity"][0]["cka"]) == 4
 
 
 def test_answers_of_a_teacher_that_is_gone_are_kept(finished):
-    _digest.cache_clear()  # of files, once a process
     before = (finished.root / "out/report/examples.json").read_bytes()
     shutil.rmtree(finished.root / "teacher")
     assert run("report", "out") == 0
@@ -175,7 +180,6 @@ def test_answers_of_a_teacher_that_is_gone_are_kept(finished):
 
 
 def test_damaged_answers_are_made_again_without_a_word(finished, capsys):
-    _digest.cache_clear()  # of files, once a process
     before = (finished.root / "out/report/examples.json").read_bytes()
     finished.write("out/report/examples.json", "{")
     assert run("report", "out") == 0
@@ -217,7 +221,7 @@ def test_students_in_training_stand_in_the_table_with_what_they_have_reached(pro
 def test_text_from_files_is_escaped(finished):
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
     finished.write("out/stages/one/status.json", {"state": evil, "messages": [evil], "message": evil})
-    finished.write("out/report/tables.json", {"tables": {evil: [{evil: evil}]}})
+    write_tables(finished, {evil: [{evil: evil}]})
     record = {"seconds": 1, "machine": {evil: evil}, "versions": {evil: evil}, "begun": evil, "processes": evil}
     finished.write("out/stages/one/passes.jsonl", json.dumps(record) + "\n")
     line = {"step": 1, "split": "train", "student": evil, evil: 1.0, "loss": 1.0, "mlm": 2.0}
@@ -279,9 +283,8 @@ def test_page_is_there_though_its_pictures_are_not(finished, monkeypatch, capsys
 
 def test_what_is_no_number_costs_no_page(finished, capsys):
     cells = TABLES["summary"][:1] + [{**TABLES["summary"][1], "Mean of tasks": "nan%"}]
-    finished.write("out/report/tables.json", {"tables": {**TABLES, "summary": cells}})
+    write_tables(finished, {**TABLES, "summary": cells})
     finished.write("out/stages/one/passes.jsonl", '{"seconds": NaN}\n{"seconds": 5, "processes": 1}\n')
-    _digest.cache_clear()  # of files, once a process
     path = finished.root / "out/report/examples.json"
     answers = json.loads(path.read_text())
     answers["similarity"][0]["cka"][0][0] = None

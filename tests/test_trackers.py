@@ -1,8 +1,10 @@
 """Trackers of Accelerate: what they are told, and that none of them can end a run."""
 
+import os
 from pathlib import Path
 
 import pytest
+from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, on_main_process, register_tracker_class
 from fixtures_cli import complaint
 
@@ -87,6 +89,20 @@ def test_tracker_that_fails_is_given_up_with_one_line(what, stage, notebook, tmp
     write_log(stage, tmp_path, said)
     assert said == ["tracker notebook is given up (ConnectionError: no way to the server); metrics.jsonl goes on"]
     assert [record["loss"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [2.5]
+
+
+def test_trackers_under_torchrun_open_no_process_group(stage, notebook, tmp_path, monkeypatch):
+    """Accelerate's state would open one on a GPU, which nobody would leave again."""
+    torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *a, **k: pytest.fail("a process group"))
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    said: list[str] = []
+    write_log(stage, tmp_path, said)
+    assert said == [] and PartialState().is_main_process and PartialState().num_processes == 1
+    assert torchrun.items() <= os.environ.items()
 
 
 def test_field_takes_commas_and_lists(project):

@@ -5,7 +5,6 @@ import os
 import pty
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,9 +13,12 @@ import pytest
 from fixtures_cli import complaint, run
 from rich.console import Console
 
+from distill.corpus.lock import this_process
+from distill.downstream.run import digest_model
 from distill.errors import InputError
 from distill.recipe_file import load_recipe
 from distill.release.watching import MetricsTail, Watch, draw
+from distill.run_status import at_work
 
 pytest_plugins = ["fixtures_cli"]
 
@@ -41,6 +43,17 @@ def write_progress(project, state="running", step=30, steps=100, **facts):
         {"step": 20, "tokens": 2000, "split": "dev", "student": "small", "mlm_loss": 6.0, "accuracy": 0.125},
     ]  # fmt: skip
     project.write("out/stages/one/metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+
+
+def write_command(project, state="running", doing="training", **facts):
+    """What `distill train` says of itself, as this process."""
+    status = {"state": state, "messages": [], "doing": doing, "process": this_process(), **facts}
+    project.write("out/status.json", status)
+
+
+def finish_models(project):
+    for name in ("small", "smaller"):
+        project.write(f"out/models/{name}/config.json", "{}")
 
 
 def look(capsys) -> dict:
@@ -80,7 +93,9 @@ def test_how_the_last_run_ended_is_forgotten_when_the_next_begins(watched, capsy
 
     monkeypatch.setattr("distill.pipeline._prepare", prepare)
     assert "the data" in complaint(capsys, "train", "recipe.json")
-    assert seen == ["waiting"]
+    assert seen == ["preparing"]
+    view = look(capsys)
+    assert (view["state"], view["message"]) == ("failed", "the data")
 
 
 def test_run_without_a_word_is_doubted(watched, capsys):
@@ -111,31 +126,89 @@ def test_damaged_status_is_drawn(facts, watched):
 def test_stages_are_finished_by_their_models(watched, capsys):
     write_progress(watched, "finished", step=100)
     watched.write("out/models/small/config.json", "{}")
-    assert look(capsys)["state"] == "silent"  # nobody is there who would begin the next
-    watched.write("out/.run.lock", f"process {os.getpid()} on {socket.gethostname()}\n")
+    assert look(capsys)["state"] == "silent"  # nobody is known who would begin the next
+    write_command(watched)
     view = look(capsys)
     assert [stage["state"] for stage in view["stages"]] == ["finished", "waiting"] and view["state"] == "running"
     watched.write("out/models/smaller/config.json", "{}")
+    assert look(capsys)["state"] == "running"  # its results are being collected
+    write_command(watched, "finished")
     assert look(capsys)["state"] == "finished"
 
 
-def test_tasks_are_finished_when_their_tables_are_newer_than_the_models(watched, capsys):
+def test_command_that_was_killed_between_stages_is_known_to_be_gone(watched, capsys):
+    write_progress(watched, "finished", step=100)
+    watched.write("out/models/small/config.json", "{}")
+    dead = subprocess.run([sys.executable, "-c", "from distill.corpus.lock import this_process; print(this_process())"],
+                          capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
+    write_command(watched, process=dead)
+    view = look(capsys)
+    assert (view["state"], view["doing"]) == ("failed", None)
+    assert view["message"] == f"{dead} was killed while it was training; the same command goes on"
+    assert run("watch", "out") == 1 and "was killed" in capsys.readouterr().out
+
+
+def test_command_on_another_machine_is_known_by_its_beat(watched, capsys):
+    finish_models(watched)
+    write_command(watched, doing="fine-tuning", process="process 1 on elsewhere")
+    assert look(capsys)["state"] == "running"
+    old = time.time() - 300
+    os.utime(watched.root / "out/status.json", (old, old))
+    assert look(capsys)["state"] == "silent"
+
+
+def test_command_says_that_it_is_there_as_long_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("distill.run_status.BEAT_SECONDS", 0.01)
+    with at_work(tmp_path, print):
+        os.utime(tmp_path / "status.json", (1, 1))
+        for _ in range(500):
+            if (tmp_path / "status.json").stat().st_mtime > 1:
+                break
+            time.sleep(0.01)
+        assert (tmp_path / "status.json").stat().st_mtime > 1
+
+
+def test_one_stage_alone_that_ended_well_ends_the_view(watched, capsys):
+    assert run("train", "recipe.json", "--stage", "one") == 0
+    view = look(capsys)
+    assert (view["state"], [stage["state"] for stage in view["stages"]]) == ("finished", ["finished", "waiting"])
+    assert run("watch", "out") == 0
+
+
+def test_who_is_refused_says_nothing_of_who_is_at_work(watched, capsys):
+    with at_work(watched.root / "out", print) as work:
+        work.begin("fine-tuning")
+        assert "is at work there" in complaint(capsys, "train", "recipe.json")
+        assert look(capsys)["doing"] == "fine-tuning"
+
+
+def test_tasks_are_finished_when_the_tables_tell_of_these_models(watched, capsys):
     recipe = json.loads((watched.root / "out/recipe.json").read_text())
-    finetune = {"data": "tasks", "tasks": ["tnews"]}
-    watched.write("out/recipe.json", {**recipe, "finetune": finetune})
-    watched.write("out/report/tables.json", "{}")
-    os.utime(watched.root / "out/report/tables.json", (1, 1))
-    for name in ("small", "smaller"):
-        watched.write(f"out/models/{name}/config.json", "{}")
+    watched.write("out/recipe.json", {**recipe, "finetune": {"data": "tasks", "tasks": ["tnews"]}})
+    finish_models(watched)
     watched.write("out/finetune/small/tnews/abc/metrics.json", "{}")
+    write_command(watched, doing="fine-tuning")
     assert look(capsys)["tasks"] == {"runs": 1, "state": "running"}
-    watched.write("out/report/tables.json", "{}")
-    assert look(capsys) == {**look(capsys), "state": "finished", "tasks": {"runs": 1, "state": "finished"}}
+    write_command(watched, "finished")
+    assert look(capsys)["tasks"] == {"runs": 1, "state": "waiting"}
+    digests = {name: digest_model(watched.root / f"out/models/{name}") for name in ("small", "smaller")}
+    rows = [{"Model": name, "Task": "tnews", "Dev": "50"} for name in digests]
+    watched.write("out/report/tables.json", {"tables": {"details": rows}, "models": digests, "teacher": "teacher"})
+    os.utime(watched.root / "out/report/tables.json", (1, 1))  # as `cp -r` may leave it
+    assert look(capsys)["tasks"] == {"runs": 1, "state": "finished"}
+    watched.write("out/models/smaller/config.json", '{"other": "weights"}')
+    assert look(capsys)["tasks"]["state"] == "waiting"
 
 
 def test_data_is_being_prepared(project, capsys):
-    (project.root / "out/data").mkdir(parents=True)
-    assert look(capsys) == {"state": "preparing", "stages": [], "tasks": None}
+    write_command(project, doing="preparing data")
+    assert look(capsys) == {"state": "preparing", "doing": "preparing data", "message": "", "stages": [], "tasks": None}
+
+
+def test_data_that_could_not_be_prepared_ends_the_view(project, capsys):
+    write_command(project, "failed", message="text/a.txt, line 3: not UTF-8")
+    assert run("watch", "out") == 1
+    assert "text/a.txt, line 3: not UTF-8" in capsys.readouterr().out
 
 
 def test_other_folder_is_refused(project, capsys):

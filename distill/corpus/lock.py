@@ -49,9 +49,9 @@ def only_run(folder: Path, report: Callable[[str], None]) -> Iterator[int | None
     is_waiting = False
     while (descriptor := _try_lock(path)) is None:
         holder = _holder(path)
-        if not _is_dead(holder):
+        if not is_gone(holder):
             raise InputError(
-                f"{folder}: {holder} is training there; wait until it has finished, stop it, or choose another "
+                f"{folder}: {holder} is at work there; wait until it has finished, stop it, or choose another "
                 f"output_dir"
             )
         if not is_waiting:
@@ -60,12 +60,6 @@ def only_run(folder: Path, report: Callable[[str], None]) -> Iterator[int | None
         time.sleep(_WAIT_SECONDS)
     with _held(path, descriptor):
         yield descriptor if descriptor >= 0 else None
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a run seems to be at work on an output folder; takes no lock, so that it can be asked from anywhere."""
-    path = folder / ".run.lock"
-    return path.is_file() and not _is_dead(_holder(path))
 
 
 def _try_lock(path: Path) -> int | None:
@@ -95,7 +89,7 @@ def _held(path: Path, descriptor: int) -> Iterator[None]:
         return
     try:
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        os.pwrite(descriptor, f"{this_process()}\n".encode(), 0)
         yield
     finally:
         path.unlink(missing_ok=True)
@@ -110,9 +104,14 @@ def _holder(path: Path) -> str:
         return "another process"
 
 
-def _is_dead(holder: str) -> bool:
-    """Whether the process is known to be gone: it ran on this machine and does not run any more."""
-    found = re.fullmatch(r"process (\d+) on (.*)", holder)
+def this_process() -> str:
+    """What this process is called, for others to see whether it is gone: "process N on HOST"."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def is_gone(process: str) -> bool:
+    """Whether a process is known to have ended: it ran on this machine and does not run any more."""
+    found = re.fullmatch(r"process (\d+) on (.*)", process)
     if found is None or found[2] != socket.gethostname():
         return False
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from distill.downstream.latency import Timing, latency_table
 from distill.downstream.results import Result, as_cells, details_table
+from distill.downstream.run import TAUGHT
 from distill.downstream.scores import (
     MISSING,
     Results,
@@ -26,8 +27,7 @@ from distill.downstream.scores import (
     to_json,
     to_markdown,
 )
-from distill.downstream.search import TAUGHT
-from distill.durable import write_whole
+from distill.durable import write_json, write_whole
 from distill.modeling.config import load_config
 from distill.modeling.counting import Parameters, count_parameters
 
@@ -107,13 +107,20 @@ def relative_means(comparison: Comparison) -> dict[str, Decimal]:
     return {model: round_half_up(100 * sum(found, Decimal()) / len(found), 1) for model, found in shares.items()}
 
 
-def write_report(comparison: Comparison, folder: Path, machine: Mapping[str, object]) -> str:
-    """Writes tables.md, tables.json, a CSV each table, and the pictures; returns the Markdown."""
+def write_report(
+    comparison: Comparison, folder: Path, machine: Mapping[str, object], digests: Mapping[str, str]
+) -> str:
+    """Writes tables.md, tables.json, a CSV each table, and the pictures; returns the Markdown.
+
+    Args:
+        digests: model -> `digest_model` of what was compared, by which it is known whether the tables tell of it.
+    """
     tables = make_tables(comparison)
     markdown = "\n".join(f"### {name}\n\n{to_markdown(table)}" for name, table in tables.items())
     write_whole(folder / "tables.md", markdown)
     found = {name: json.loads(to_json(table)) for name, table in tables.items()}
-    write_whole(folder / "tables.json", json.dumps({"tables": found, "machine": machine}, ensure_ascii=False, indent=1))
+    value = {"tables": found, "machine": machine, "teacher": comparison.teacher, "models": digests}
+    write_json(folder / "tables.json", value)
     for name, table in tables.items():
         write_whole(folder / f"{name.replace(' ', '-')}.csv", to_csv(table))
     if means := relative_means(comparison):

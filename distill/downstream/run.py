@@ -22,6 +22,8 @@ from distill.json_file import read_json
 METRICS_FILE = "metrics.json"
 TASK_FILE = "task.json"
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".txt")
+TAUGHT = "+kd"
+"""What the name of a model that learned a task from a teacher ends with."""
 _SCHEMA = 1
 """Counted up when a change of this package changes what a run with the same settings gives."""
 
@@ -130,9 +132,15 @@ def _files(task: Task, data: str) -> tuple[Path, ...]:
     return tuple(path for split in sorted(task.files) for path in find_files(task, Path(data), split))
 
 
-@functools.cache
 def _digest(paths: tuple[Path, ...]) -> str:
-    """SHA-256 over names and bytes of files, read once a process."""
+    """SHA-256 over names and bytes of files."""
+    stats = [path.stat() for path in paths]
+    return _digest_once(paths, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
+
+
+@functools.cache
+def _digest_once(paths: tuple[Path, ...], _sizes_and_times: tuple[tuple[int, int], ...]) -> str:
+    """Read again only when a file has another size or time."""
     total = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as content:

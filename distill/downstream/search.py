@@ -19,13 +19,10 @@ from distill.corpus.lock import exclusive
 from distill.downstream.grid import Grid, Run, list_runs
 from distill.downstream.metrics import mean_score
 from distill.downstream.ray_runs import runs_over_ray
-from distill.downstream.run import Distillation, finished_metrics, run_folder
+from distill.downstream.run import TAUGHT, Distillation, finished_metrics, run_folder
 from distill.downstream.task import load_task
 from distill.downstream.task_data import HUB, find_files, load_task_data
 from distill.errors import InputError, first_line
-
-TAUGHT = "+kd"
-"""What the name of a model that learned a task from a teacher ends with."""
 
 
 @dataclass(frozen=True)

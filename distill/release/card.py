@@ -12,13 +12,14 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from distill.corpus.statistics import script_of
-from distill.downstream.search import TAUGHT
+from distill.downstream.run import TAUGHT
 from distill.durable import write_whole
 from distill.json_file import short
 from distill.recipe import Student
 from distill.release.chain import Model, read_chain
 from distill.release.results import collect_results
 from distill.release.run_folder import RunFolder
+from distill.release.task_tables import read_task_tables, table_name
 
 MARK = "<!-- Written by MiniDistill, and again when there are new results; remove this line to keep your changes. -->"
 LEAST_HAN = 0.2
@@ -108,7 +109,7 @@ def _metadata(model: Model, row: Mapping[str, Any] | None, run: RunFolder, *, is
         given.append(start)
     bases = [name for name in given if run.is_from_hub(name)]
     results = [EvalResult(
-        task_type="fill-mask", dataset_type="text", dataset_name="held-out documents of the training text",
+        task_type="fill-mask", dataset_type="text", dataset_name="held-out documents",
         dataset_split="validation", metric_type="accuracy", metric_value=round(row["dev_accuracy"], 4),
     )] if row and row["dev_accuracy"] is not None else None  # fmt: skip
     data = ModelCardData(
@@ -203,16 +204,16 @@ def _results(
             f"Masked-language modelling on held-out documents: accuracy {row['dev_accuracy']:.2%}{loss} "
             f"(one run, seed {stage['seed'] if seed is None else seed}{base})."
         )
-    tables = run.json("report/tables.json").get("tables")
-    family = {name for one in model.origin() for name in (one.name, f"{one.name}{TAUGHT}")}
+    tables = read_task_tables(run)
+    names = [table_name(run, one.name) for one in model.origin()]
+    family = {*names, *(f"{name}{TAUGHT}" for name in names)}
     for title, key in (("Fine-tuned; the best epoch, and setting of several, were chosen on dev, which flatters dev",
                         "details"),
                        ("Relative to the teacher", "relative"), ("Speed", "latency")):  # fmt: skip
-        rows = tables.get(key) if isinstance(tables, dict) else None
-        own = [r for r in rows if isinstance(r, dict) and r.get("Model") in family] if isinstance(rows, list) else []
+        own = [r for r in tables.get(key, []) if r.get("Model") in family]
         if any(r["Model"].removesuffix(TAUGHT) == model.name for r in own):
-            head = [str(cell) for cell in own[0]]
-            parts.append(f"{title}:\n\n" + _table(head, [[str(r.get(cell, "-")) for cell in head] for r in own]))
+            head = list(own[0])
+            parts.append(f"{title}:\n\n" + _table(head, [[r.get(cell, "-") for cell in head] for r in own]))
     return "## Results\n\n" + "\n\n".join(parts) if parts else ""
 
 
@@ -234,11 +235,13 @@ like and fine-tune; small encoders often want a higher learning rate than BERT-b
 
 def _limits(model: Model, stage: Mapping[str, Any]) -> str:
     positions = f" of at most {model.config.max_position_embeddings} tokens" if model.config else ""
+    teacher = " and of its teacher" if model.teacher else ""
+    smaller = "A smaller model than its teacher" if model.teacher else "A small model"
     return (
         f"- It reads sequences{positions}, was trained on {stage['max_seq_length']}, and writes no text.\n"
-        "- Other text than that of its training data, or its held-out part if there is one, was not tried.\n"
-        "- It has the errors and the prejudices of its training text and of its teacher. Nobody has looked for them.\n"
-        "- A smaller model than its teacher knows fewer facts and rare words; test it on your task first."
+        "- Text of another kind than its training and dev data was not tried.\n"
+        f"- It has the errors and the prejudices of its training text{teacher}. Nobody has looked for them.\n"
+        f"- {smaller} knows fewer facts and rare words; test it on your task first."
     )
 
 

@@ -25,6 +25,7 @@ from distill.release.charts import encoder_drawing, heat_chart, scatter_chart
 from distill.release.results import collect_results, read_dev_records
 from distill.release.run_folder import EXAMPLES_FILE, RunFolder
 from distill.release.stage_parts import collect_stage, collect_times, show_duration
+from distill.release.task_tables import Tables, read_task_tables
 
 NUM_ROWS = 3
 """Rows of a dataset that are shown with their masks."""
@@ -59,7 +60,9 @@ def collect_parts(run: RunFolder) -> dict[str, Any]:
     results = collect_results(run)
     rows = _add_unfinished(run, results["models"], models)
     stages = [collect_stage(run, stage) for stage in run.stages]
-    tasks = run.json("report/tables.json")
+    tables: Tables = {}
+    with run.noting():
+        tables = read_task_tables(run)
     times: list[dict[str, Any]] = []
     datasets: list[dict[str, Any]] = []
     quality: dict[str, Any] = {}
@@ -68,13 +71,13 @@ def collect_parts(run: RunFolder) -> dict[str, Any]:
     with run.noting():
         datasets = collect_datasets(run)
     with run.noting():
-        quality = collect_quality(tasks)
+        quality = collect_quality(tables)
     parts = {
         "name": run.path.resolve().name,
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "roots": list(roots(models)), "cards": _describe_models(models, rows, stages), "models": models,
         "rows": rows, "shares": sorted({s for s in results["most_common_share"].values() if s is not None}),
-        "stages": stages, "tables": _tables(tasks), "quality": quality,
+        "stages": stages, "tables": _with_heads(tables), "quality": quality,
         "has_tasks": run.recipe["finetune"] is not None,
         "examples": collect_examples(run), "similarity": collect_similarity(run), "datasets": datasets,
         "times": times, "machines": _distinct(time["machine"] for time in times),
@@ -137,22 +140,18 @@ def _describe_models(
     return found
 
 
-def _tables(tasks: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The fine-tuning tables as heads and rows; anything else in the file is passed over."""
-    tables = tasks.get("tables")
+def _with_heads(tables: Tables) -> list[dict[str, Any]]:
+    """The fine-tuning tables as heads and rows."""
     found = []
-    for name, rows in tables.items() if isinstance(tables, dict) else ():
-        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
-            head = list(rows[0])
-            cells = [[str(row.get(key, "-")) for key in head] for row in rows]
-            found.append({"name": name, "head": head, "rows": cells})
+    for name, rows in tables.items():
+        head = list(rows[0])
+        cells = [[row.get(key, "-") for key in head] for row in rows]
+        found.append({"name": name, "head": head, "rows": cells})
     return found
 
 
-def collect_quality(tasks: Mapping[str, Any]) -> dict[str, Any]:
+def collect_quality(tables: Tables) -> dict[str, Any]:
     """Charts of the mean of the tasks over time and over size, from the tables' own cells; without those, empty."""
-    tables = {table["name"]: [dict(zip(table["head"], row, strict=True)) for row in table["rows"]]
-              for table in _tables(tasks)}  # fmt: skip
     try:
         summary, latency = tables.get("summary", []), tables.get("latency", [])
         shares = {row["Model"]: row["Mean of tasks"].rstrip("%") for row in summary}

@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from distill.corpus.lock import is_gone
 from distill.errors import InputError
 from distill.json_file import read_object
 from distill.recipe import Stage
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 RECIPE_FILE = "recipe.json"
 SETTINGS_FILE = "settings.json"
 """In a stage's folder: what each student was last trained with, and where models from elsewhere were found."""
+STATUS_FILE = "status.json"
+"""What the command at work on the run does (run_status.py); in a stage's folder, what its processes do."""
+PREPARING, TRAINING, FINE_TUNING, REPORTING = "preparing data", "training", "fine-tuning", "writing the report"
 PASSES_FILE = "passes.jsonl"
 """In a stage's folder: a line each time that its processes ran."""
 EXAMPLES_FILE = "report/examples.json"
@@ -138,17 +142,26 @@ class RunFolder:
         Args:
             silent_after: seconds without a word after which "running" becomes "silent".
         """
-        path = self.stage_folder(stage) / "status.json"
-        status = read_status(path)
-        if status.get("state") == "running":
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > silent_after:
-                    status["state"] = "silent"
+        status = _read_status(self.stage_folder(stage) / STATUS_FILE, silent_after)
         for name in ("step", "steps"):
             if not isinstance(status.get(name, 0), int):
                 status.pop(name)
         messages = status.get("messages")
         return {**status, "messages": [str(m) for m in messages] if isinstance(messages, list) else []}
+
+    def run_status(self) -> dict[str, str]:
+        """What the command at work does, or how the last one ended: {"state", "doing", "message"}; empty if not known.
+
+        State is "running", "silent", "finished", "stopped" or "failed", as which one counts that was killed.
+        """
+        status = _read_status(self.path / STATUS_FILE, SILENT_SECONDS)
+        state, doing, message = (str(status.get(name, "")) for name in ("state", "doing", "message"))
+        process = str(status.get("process"))
+        if state in ("running", "silent") and is_gone(process):
+            state, message = "failed", f"{process} was killed while it was {doing}; the same command goes on"
+        is_going_on = state in ("running", "silent")
+        known = {"state": state, "doing": doing if is_going_on else "", "message": "" if is_going_on else message}
+        return known if state in ("running", "silent", "finished", "stopped", "failed") else {}
 
     def passes(self, stage: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Every time that a stage's processes ran: see `record_pass`."""
@@ -194,6 +207,16 @@ class RunFolder:
             yield
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError):
             self.problems.append(f"{self.path / name}: damaged; remove it, and it is made again")
+
+
+def _read_status(path: Path, silent_after: float) -> dict[str, Any]:
+    """A status.json whose "running" is "silent" if it has not been touched for so many seconds."""
+    status = read_status(path)
+    if status.get("state") == "running":
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > silent_after:
+                status["state"] = "silent"
+    return status
 
 
 def _is_number(value: Any) -> bool:

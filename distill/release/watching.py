@@ -1,11 +1,11 @@
-"""A run seen from outside: its state from metrics.jsonl and status.json alone, as a terminal view or as JSON.
+"""A run seen from outside: its state from metrics.jsonl and its status files alone, as a terminal view or as JSON.
 
 Nothing here talks to the run's processes, so that it works for any run on a file system that can be read.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from distill.corpus.lock import is_held
 from distill.errors import InputError
 from distill.recipe import TEACHER
 from distill.recipe_file import load_recipe
-from distill.release.run_folder import SILENT_SECONDS, RunFolder
+from distill.release.run_folder import FINE_TUNING, PREPARING, SILENT_SECONDS, STATUS_FILE, RunFolder
+from distill.release.task_tables import is_compared
 
 SILENT_STEPS = 5
 """A run says how it is once a step: where that takes long, it is doubted after the time of so many."""
 LAST_MESSAGES = 6
-RUNNING, WAITING, FINISHED = "running", "waiting", "finished"
+RUNNING, WAITING, FINISHED, SILENT = "running", "waiting", "finished", "silent"
 _COLOURS = {FINISHED: "green", RUNNING: "cyan", "failed": "red", "stopped": "yellow", "silent": "yellow"}
 _SHOWN = {"loss": ".4g", "mlm_loss": ".4g", "accuracy": ".2%", "grad_norm": ".3g", "learning_rate": ".3g"}
 
@@ -68,25 +68,26 @@ class Watch:
     def look(self) -> dict[str, Any]:
         """The state now.
 
-        Returns: {"state", "stages": [see `_look_at`], "tasks": None or {"runs": finished fine-tuning runs, "state"}};
-            state is "preparing", "waiting", "running", "silent", "stopped", "failed" or "finished".
+        Returns: {"state", "doing", "message", "stages": [see `_look_at`], "tasks": None or {"runs": finished
+            fine-tuning runs, "state"}}; the last command on the run decides its state: "preparing", "running",
+            "silent", "stopped", "failed" or "finished". What it was not asked for is "waiting" among its parts.
         Raises:
             InputError: no folder of a run.
         """
-        if not (self.path / "recipe.json").is_file():
-            if (self.path / "data").is_dir():
-                return {"state": "preparing", "stages": [], "tasks": None}
-            raise InputError(f"{self.path}: no folder of a run (it has neither recipe.json nor data); name the "
-                             f"output_dir of a recipe that `distill train` has begun")  # fmt: skip
-        self._recipe = self._recipe or load_recipe(self.path / "recipe.json")
-        stages = [self._look_at(stage) for stage in self._recipe.stages]
-        tasks = self._look_at_tasks() if self._recipe.finetune else None
-        states = [stage["state"] for stage in stages] + ([tasks["state"]] if tasks else [])
-        state = next((state for state in states if state != FINISHED), FINISHED)
-        if state == WAITING and states[0] != WAITING:
-            # Between two stages, of which the next begins only while somebody holds the run's lock.
-            state = RUNNING if all(s != WAITING for s in states[: len(stages)]) or is_held(self.path) else "silent"
-        return {"state": state, "stages": stages, "tasks": tasks}
+        command = RunFolder(self.path, {}).run_status()
+        stages: list[dict[str, Any]] = []
+        tasks = None
+        if (self.path / "recipe.json").is_file():
+            self._recipe = self._recipe or load_recipe(self.path / "recipe.json")
+            stages = [self._look_at(stage) for stage in self._recipe.stages]
+            tasks = self._look_at_tasks(command.get("doing")) if self._recipe.finetune else None
+        elif not command:
+            raise InputError(f"{self.path}: no folder of a run (it has neither recipe.json nor {STATUS_FILE}); name "
+                             f"the output_dir of a recipe that `distill train` has begun")  # fmt: skip
+        return {
+            "state": _state_of(command, [stage["state"] for stage in stages]), "doing": command.get("doing") or None,
+            "message": command.get("message", ""), "stages": stages, "tasks": tasks,
+        }  # fmt: skip
 
     def _look_at(self, stage: Any) -> dict[str, Any]:
         """{"name", "state", "step", "steps", "eta_s", "tokens_per_second", "mfu", "data_wait", "students": {name: last
@@ -116,13 +117,28 @@ class Watch:
             "students": students, "message": str(status.get("message", "")), "messages": status["messages"],
         }  # fmt: skip
 
-    def _look_at_tasks(self) -> dict[str, Any]:
-        """Fine-tuning is finished when its tables are newer than every model."""
+    def _look_at_tasks(self, doing: str | None) -> dict[str, Any]:
+        """Fine-tuning is finished when its tables tell of the models that are there."""
         runs = len(list((self.path / "finetune").glob("*/*/*/metrics.json")))
-        tables = self.path / "report" / "tables.json"
-        models = [path.stat().st_mtime for path in (self.path / "models").glob("*/config.json")]
-        is_done = tables.is_file() and tables.stat().st_mtime >= max(models, default=0)
-        return {"runs": runs, "state": FINISHED if is_done else RUNNING if runs else WAITING}
+        if doing == FINE_TUNING:
+            return {"runs": runs, "state": RUNNING}
+        run, is_done = RunFolder(self.path, self._recipe.model_dump()), False
+        with run.noting():
+            is_done = is_compared(run)
+        return {"runs": runs, "state": FINISHED if is_done else WAITING}
+
+
+def _state_of(command: Mapping[str, str], stages: Sequence[str]) -> str:
+    """A run's state from what its last command said, and from its stages where an older version said nothing."""
+    unfinished = [state for state in stages if state != FINISHED]
+    if not command:
+        state = unfinished[0] if unfinished else FINISHED
+        return SILENT if state == WAITING else state
+    if command["state"] != RUNNING or RUNNING in unfinished:
+        return command["state"]
+    if command["doing"] == PREPARING:
+        return "preparing"
+    return SILENT if SILENT in unfinished else RUNNING
 
 
 def _finite(value: Any) -> float | None:
@@ -160,12 +176,17 @@ def draw(view: Mapping[str, Any], path: Path) -> RenderableType:
             f"{step:,}/{steps:,}" if steps else "-", _clock(stage["eta_s"]),
             _shown(stage["tokens_per_second"], ",.0f"), _shown(stage["mfu"], ".0%"),
         )  # fmt: skip
-    parts: list[RenderableType] = [Text.assemble((str(path), "bold"), "  ", _state(view["state"])), Text(), table]
-    active = _active_stage(view)
-    if active:
+    doing = f", {view['doing']}" if view["doing"] else ""
+    head = Text.assemble((str(path), "bold"), "  ", _state(view["state"]), doing)
+    parts: list[RenderableType] = [head, Text(), table]
+    messages, said = [], ""
+    if active := _active_stage(view):
         parts += [Text(), _students_table(active)]
-        messages = [*active["messages"][-LAST_MESSAGES:], *([active["message"]] if active["message"] else [])]
-        parts += [Text(), *(Text("".join(c if c.isprintable() else " " for c in str(m)), "dim") for m in messages)]
+        messages, said = active["messages"][-LAST_MESSAGES:], active["message"]
+    # The command repeats what the stage said last, and adds where to look.
+    messages += [view["message"]] if said in view["message"] else [said, view["message"]]
+    shown = ["".join(c if c.isprintable() else " " for c in message) for message in messages if message]
+    parts += [Text(), *(Text(message, "dim") for message in shown)] if shown else []
     if view["tasks"]:
         runs = f"fine-tuning: {view['tasks']['runs']} run(s) finished  "
         parts += [Text(), Text.assemble(runs, _state(view["tasks"]["state"]))]
@@ -173,7 +194,7 @@ def draw(view: Mapping[str, Any], path: Path) -> RenderableType:
 
 
 def _state(state: str) -> tuple[str, str]:
-    hint = " (no word for minutes: a long step or evaluation, or it is not there any more)" if state == "silent" else ""
+    hint = " (no word for minutes: a long step or evaluation, or it is not there any more)" if state == SILENT else ""
     return state + hint, _COLOURS.get(state, "dim")
 
 

@@ -132,7 +132,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except ValueError:
             continue
-        if isinstance(record, dict) and {"step", "split", "student"} <= record.keys():
+        if isinstance(record, dict) and {"split", "student"} <= record.keys() and isinstance(record.get("step"), int):
             records.append(record)
     return records
 

@@ -49,8 +49,12 @@ class Tracker:
     def _start(self, stage: Stage, folder: Path) -> None:
         from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+        from accelerate.utils import patch_environment
 
-        PartialState()  # the trackers' own log lines ask it which process they are on
+        # The trackers' own log lines ask it which process they are on: the only one that has any. What torchrun's
+        # environment and a GPU would make it do (a process group, peer-to-peer checks) is none of a tracker's business.
+        with patch_environment(LOCAL_RANK=-1, WORLD_SIZE=1, ACCELERATE_TORCH_DEVICE="cpu"):
+            PartialState()
         made = LOGGER_TYPE_TO_CLASS[self.name]
         folders = [str(folder)] if made.requires_logging_directory else []
         options = {_RUN_NAME[self.name]: stage.name} if self.name in _RUN_NAME else {}

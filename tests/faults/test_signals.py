@@ -142,7 +142,7 @@ def test_a_second_run_on_a_folder_is_refused_and_a_killed_one_leaves_no_lock(cha
     assert first.wait_for(10)
     code, output = Run(1, log="second.txt").finish()
     assert code == 2 and output.count("\n") == 1, output
-    assert re.match(rf"error: out: process {first.process.pid} on \S+ is training there; wait until it has", output)
+    assert re.match(rf"error: out: process {first.process.pid} on \S+ is at work there; wait until it has", output)
     first.kill_all()
     assert first.finish()[0] == -signal.SIGKILL
     assert Path("out/.run.lock").exists(), "its file stays, its lock does not"
