@@ -59,14 +59,13 @@ def _changed_models(run: RunFolder, digests: Mapping[str, Any]) -> set[str]:
     given = [stage["teacher"] for stage in run.stages if stage["teacher"]]
     given += (run.recipe["finetune"] or {}).get("models") or []
     folders = {table_name(run, name): run.model(name) for name in [*given, *_made(run)]}
-    changed = set()
-    for name, digest in digests.items():
-        folder, digest_now = folders.get(name), None
-        if folder:
-            with run.noting():
-                digest_now = digest_model(folder)
-        if digest_now != digest if folder else name in _made(run):
+    changed = {name for name in digests if name in _made(run)}
+    for name, folder in folders.items():
+        if folder and name in digests:
             changed.add(name)
+            with run.noting():
+                if digest_model(folder) == digests[name]:
+                    changed.remove(name)
     return changed
 
 

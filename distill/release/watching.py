@@ -179,7 +179,8 @@ def draw(view: Mapping[str, Any], path: Path) -> RenderableType:
     doing = f", {view['doing']}" if view["doing"] else ""
     head = Text.assemble((str(path), "bold"), "  ", _state(view["state"]), doing)
     parts: list[RenderableType] = [head, Text(), table]
-    messages, said = [], ""
+    messages: list[str] = []
+    said = ""
     if active := _active_stage(view):
         parts += [Text(), _students_table(active)]
         messages, said = active["messages"][-LAST_MESSAGES:], active["message"]
