@@ -177,8 +177,8 @@ def draw(view: Mapping[str, Any], path: Path) -> RenderableType:
             _shown(stage["tokens_per_second"], ",.0f"), _shown(stage["mfu"], ".0%"),
         )  # fmt: skip
     doing = f", {view['doing']}" if view["doing"] else ""
-    head = Text.assemble((str(path), "bold"), "  ", _state(view["state"]), doing)
-    parts: list[RenderableType] = [head, Text(), table]
+    title = Text.assemble((str(path), "bold"), "  ", _state(view["state"]), doing)
+    parts: list[RenderableType] = [title, Text(), table]
     messages: list[str] = []
     said = ""
     if active := _active_stage(view):
