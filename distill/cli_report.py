@@ -56,7 +56,10 @@ def watch(
     if once:
         typer.echo(json.dumps(view, ensure_ascii=False, indent=1))
         return
-    with Live(draw(view, run), console=Console(), auto_refresh=False) as live:
+    # Nothing else is printed meanwhile; what Ctrl-C has to say while the view opens goes to stderr all the same.
+    with Live(
+        draw(view, run), console=Console(), auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+    ) as live:
         while view["state"] not in ("finished", "failed", "stopped"):
             time.sleep(LOOK_SECONDS)
             view = watched.look()
