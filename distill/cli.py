@@ -255,7 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [_with_dashes(argument) for argument in arguments if argument != "--debug"] or ["--help"]
-    guard(lambda: app(arguments, prog_name="distill", standalone_mode=False), debug)
+    guard(lambda: app(arguments, prog_name="distill", standalone_mode=False, obj=arguments), debug)
 
 
 def _with_dashes(argument: str) -> str:

@@ -1,5 +1,7 @@
 """The commands around tasks: `distill tasks`, `finetune`, `predict`, `grid`, `latency`. Heavy imports stand inside."""
 
+import functools
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,9 @@ OUTPUT = Path("saves/finetune")
 
 Data = Annotated[
     str, typer.Option(help="folder with a folder for each task, or the task's own, or hf:OWNER/NAME[:CONFIG]")
+]
+Processes = Annotated[
+    int | None, typer.Option(min=1, help="runs at a time, dealt to the visible GPUs; default: one a GPU, else one")
 ]
 Output = Annotated[Path, typer.Option(help="runs go into OUTPUT/MODEL/TASK/HASH")]
 
@@ -36,6 +41,7 @@ def tasks(name: Annotated[str | None, typer.Argument(help="one task, as JSON; co
 
 
 def finetune(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="model folder or hub id")],
     task: Annotated[
         str, typer.Option(help="name of a task (see `distill tasks`), or a JSON file that describes yours")
@@ -66,6 +72,9 @@ def finetune(
     augment: Annotated[
         int | None, typer.Option(min=0, help="copies of each text with replaced tokens, which the teacher judges")
     ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="processes that share the run's batches, each with a GPU where there are some")
+    ] = 1,
 ) -> None:
     """Fine-tune a model on a task with one seed; the best epoch on dev stays, with its metrics and answers.
 
@@ -76,7 +85,11 @@ def finetune(
     from distill.downstream.search import finetune_run
     from distill.downstream.task import load_task
     from distill.downstream.task_data import load_task_data
+    from distill.launch import CHILD
 
+    if "TORCHELASTIC_RUN_ID" in os.environ and CHILD not in os.environ:
+        raise InputError(f"command line: start `distill finetune` without torchrun; --processes "
+                         f"{os.environ.get('WORLD_SIZE', 'N')} does the same")  # fmt: skip
     for option, value in (("--learning-rate", learning_rate), ("--epochs", epochs), ("--temperature", temperature)):
         if value is not None and not value > 0:
             raise InputError(f"command line: {option} must be above 0, found {value:g}")
@@ -107,7 +120,15 @@ def finetune(
     name = model_name(model, folder)
     place = run_folder(output, name, folder, chosen, data, hyperparameters, distillation)
     run = Run(name, folder, chosen, data, hyperparameters, place, keep_model=True, distillation=distillation)
-    found = finetune_run(run, show=lambda line: typer.echo(line, err=True))
+    train = None
+    if processes > 1:
+        from distill.shared_run import check_processes, train_as_child, train_in_processes
+
+        if CHILD in os.environ:
+            raise typer.Exit(train_as_child(run))
+        check_processes(run, processes)
+        train = functools.partial(train_in_processes, num_processes=processes, arguments=context.obj)
+    found = finetune_run(run, show=lambda line: typer.echo(line, err=True), train=train)
     for split in ("dev", "test"):
         if split in found:
             typer.echo(f"{split}: {_told(found[split]['metrics'])} on {found[split]['num_examples']:,} examples")
@@ -170,7 +191,7 @@ def grid(
     against: Annotated[
         list[str] | None, typer.Option(help="two models to set side by side, NAME:NAME; repeatable")
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="runs at a time")] = 1,
+    processes: Processes = None,
     ray: Annotated[
         str | None, typer.Option(help='Ray cluster to work on: address or "auto"; its machines share all folders')
     ] = None,
@@ -223,7 +244,7 @@ def clue(
     grid: Annotated[str, typer.Option(help="settings: clue-run, CLUE's script; clue, its advice; or a JSON file")] = (
         "clue-run"
     ),
-    processes: Annotated[int, typer.Option(min=1, help="runs at a time")] = 1,
+    processes: Processes = None,
 ) -> None:
     """CLUE's one-click run: every task, the best epoch on dev, answers for test as CLUE takes them."""
     from distill.changes import check_writable

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from distill.downstream.grid import Grid, count_runs, load_grid, with_tasks
 from distill.downstream.latency import Timing, check_lengths, describe_machine, make_shapes, measure_latency
 from distill.downstream.report import Comparison, read_sizes, write_report
@@ -25,6 +23,7 @@ from distill.downstream.task_model import check_model
 from distill.durable import write_json
 from distill.errors import InputError
 from distill.json_file import nearest, read_json
+from distill.launch import visible_gpus
 from distill.machine import num_cores
 from distill.modeling.config import load_config
 from distill.modeling.models import find_model
@@ -45,7 +44,8 @@ class Plan:
     report: Path
     teacher: str
     pairs: Sequence[Sequence[str]] = ()
-    processes: int = 1
+    processes: int | None = None
+    """Runs at a time; None: one for each visible GPU, else one."""
     keep_models: bool = False
     speed: Speed | None = field(default_factory=Speed)
     distil: Distil | None = None
@@ -88,8 +88,7 @@ def plan_section(recipe: Recipe, stages: Mapping[str, StagePlan]) -> Plan | None
         output = Path(recipe.output_dir)
         plan = Plan(
             grid, models, section.data, output / "finetune", output / "report", section.teacher or next(iter(models)),
-            section.compare, section.processes or max(1, torch.cuda.device_count()), section.keep_models, section.speed,
-            section.distil,
+            section.compare, section.processes, section.keep_models, section.speed, section.distil,
         )  # fmt: skip
         check_plan(plan, made)
     except InputError as error:
@@ -165,7 +164,8 @@ def run_plan(plan: Plan, show: Callable[[str], None]) -> tuple[str, list[str]]:
     """Does what is missing of a comparison; returns its tables in Markdown, and what failed, one line a run."""
     show(plan.describe())
     runs, failed = search(
-        plan.grid, plan.models, plan.data, plan.runs, processes=plan.processes, show=show, keep_models=plan.keep_models,
+        plan.grid, plan.models, plan.data, plan.runs, processes=plan.processes or visible_gpus() or 1, show=show,
+        keep_models=plan.keep_models,
         teacher=TaskTeacher(plan.teacher, _settings(plan.distil)) if plan.distil else None,
         ray=plan.ray,
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Starting a stage's processes from a light parent, watching its status file, and passing signals on.
+"""Starting the processes of a stage, or of a fine-tuning run, from a light parent, and passing signals on to them.
 
-One process is started directly, several through torchrun. Their output goes to the stage's log file; what the user
-needs to see comes through the status file, so one mistake is one line whatever the number of processes.
+One process is started directly, several through torchrun. Their output goes to a log file; what the user needs to see
+comes through the status file, so one mistake is one line whatever the number of processes.
 """
 
 import os
@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,20 @@ from tqdm import tqdm
 
 from distill.errors import InputError
 from distill.interruption import end_signals
-from distill.training.metrics import read_status
+from distill.training.metrics import StatusFile, read_status
 
 CHILD = "DISTILL_CHILD"
 """Environment variable that marks a process which the parent started to train one stage: the parent's number."""
 POLL_SECONDS = 0.3
 SAVE_SECONDS = "120"
 """How long torchrun lets its processes finish a step and save after a signal; its own default is 30."""
+OUT_OF_MEMORY = ", most likely because memory ran out"
 _FAILURE = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s+exitcode\s*: (-?\d+) \(pid: (\d+)\)")
 """An entry of torchrun's report on dead processes."""
 
 
 class StageFailed(Exception):
-    """A stage's processes ended without finishing; the message is what the user should read.
+    """The processes ended without finishing; the message is what the user should read.
 
     `is_final`: the same would happen again. `is_lost`: nothing of it is known but that a process is gone.
     """
@@ -51,7 +52,7 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Cluster:
-    """How many processes a stage has and where: torchrun's numbers."""
+    """How many processes there are and where: torchrun's numbers."""
 
     nproc: int = 1
     nnodes: int = 1
@@ -66,7 +67,7 @@ class Cluster:
         Raises:
             InputError: one of them is not a sensible number.
         """
-        nproc = os.environ.get("NPROC") or str(_visible_gpus() or 1)
+        nproc = os.environ.get("NPROC") or str(visible_gpus() or 1)
         values = {"NPROC": nproc, "NNODES": os.environ.get("NNODES") or "1"}
         values |= {
             "NODE_RANK": os.environ.get("NODE_RANK") or "0",
@@ -86,53 +87,53 @@ class Cluster:
         return self.nproc * self.nnodes
 
 
-def _visible_gpus() -> int:
+@dataclass(frozen=True)
+class Ended:
+    """How the processes of a command ended.
+
+    `dead`: which of them a signal ended, '' if none. `reason`: why they were given up.
+    """
+
+    code: int
+    status: dict[str, Any]
+    signum: int = 0
+    dead: str = ""
+    reason: Exception | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status.get("state") == "finished" and self.code == 0
+
+    @property
+    def message(self) -> str:
+        """What the first process to speak said."""
+        return str(self.status.get("message", ""))
+
+
+def visible_gpus() -> int:
+    """The GPUs that a process started now would see."""
     import torch
 
     return torch.cuda.device_count()
 
 
 def is_worker() -> bool:
-    """Whether this process was started to train one stage, by our parent or by the user's own torchrun."""
+    """Whether this process is one of those that train, started by our parent or by the user's own torchrun."""
     return CHILD in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def run_stage_processes(
-    recipe_file: Path, stage: str, *, cluster: Cluster, status_file: Path, log_file: Path, show: Callable[[str], None],
-    lock: int | None = None, max_restarts: int = 0, plugins: Sequence[Path] = (),
-    give_up: Callable[[], Exception | None] = lambda: None,
-) -> None:  # fmt: skip
-    """Runs `distill train RECIPE --stage NAME` in all processes of this node until it has finished.
+def run_to_end(
+    command: list[str], name: str, cluster: Cluster, status_file: Path, log_file: Path, show: Callable[[str], None], *,
+    lock: int | None = None, give_up: Callable[[], Exception | None] = lambda: None,
+) -> Ended:  # fmt: skip
+    """Starts a command, shows what its status file tells until it ends, and passes signals on.
 
     Args:
+        name: what the lines that are shown begin with.
+        log_file: gets its output, at the end.
         lock: descriptor of the run's lock, which the processes hold, too.
-        max_restarts: times to start again after processes died; several processes are started again by torchrun.
-        plugins: files of a user's losses, which every process imports.
         give_up: why the processes should be ended before they have finished, asked now and then; None: they should not.
-    Raises:
-        InputError: the user's input was wrong.
-        Interrupted: after SIGINT or SIGTERM, of this node or another.
-        StageFailed: anything else, but for what `give_up` says.
     """
-    own = [sys.executable, "-m", "distill", "train", str(recipe_file), "--stage", stage]
-    own += [argument for plugin in plugins for argument in ("--plugin", str(plugin))]
-    command = own if cluster.world_size == 1 else [*_torchrun(cluster, max_restarts), *own[1:]]
-    restarts = 0
-    while True:
-        try:
-            return _run_once(command, stage, cluster, status_file, log_file, show, lock, give_up)
-        except StageFailed as error:
-            if cluster.world_size > 1 or error.is_final or restarts >= max_restarts:
-                raise
-            restarts += 1
-            show(f"{error}; starting again, {restarts} of {max_restarts}")
-
-
-def _run_once(
-    command: list[str], stage: str, cluster: Cluster, status_file: Path, log_file: Path, show: Callable[[str], None],
-    lock: int | None, give_up: Callable[[], Exception | None],
-) -> None:  # fmt: skip
-    """Starts the processes, waits for their end, and tells it as `run_stage_processes` does."""
     status_file.parent.mkdir(parents=True, exist_ok=True)
     status_file.unlink(missing_ok=True)
     with log_file.open("ab") as log:
@@ -141,31 +142,21 @@ def _run_once(
             command, env=_environment(cluster), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=os.name != "nt", pass_fds=() if lock is None else (lock,),
         )  # fmt: skip
-        signum, reason = _watch(child, status_file, stage, show, give_up)
-    status = read_status(status_file)
-    message = str(status.get("message", ""))
-    is_finished = status.get("state") == "finished" and child.returncode == 0
-    if signum:
-        default = "has finished" if is_finished else "was stopped, nothing of it is lost that a checkpoint holds"
-        raise Interrupted(signum, message or f"stage '{stage}' {default}; the same command goes on from there")
-    if is_finished:
-        return
-    if status.get("state") == "stopped":  # by a signal that another node received
-        raise Interrupted(int(status["exit_code"]) - 128, message)
-    if status.get("exit_code") == 2:
-        raise InputError(message)
-    if reason:
-        raise reason
+        signum, reason = _watch(child, status_file, name, show, give_up)
     dead = describe_dead_process(_read_from(log_file, begin), child.pid, child.returncode)
-    if dead and (not message or status.get("is_lost")):
-        raise StageFailed(f"stage '{stage}': {dead}; the same command goes on from the last checkpoint (details: "
-                          f"{log_file})")  # fmt: skip
-    if message:
-        raise StageFailed(f"{message} (details: {log_file})", is_final=bool(status.get("is_final")),
-                          is_lost=bool(status.get("is_lost")))  # fmt: skip
-    raise StageFailed(
-        f"stage '{stage}': a process ended with code {child.returncode} without a message; see {log_file}", is_lost=True
-    )
+    return Ended(child.returncode, read_status(status_file), signum, dead, reason)
+
+
+def tell_failure(status: StatusFile, message: str, code: int, *, is_final: bool = False, is_lost: bool = False) -> None:
+    """Writes a failure for the parent. The first process to speak is heard.
+
+    Args:
+        is_final: it would happen again.
+        is_lost: the failure is another process's, which left this one without connection; any other is better known.
+    """
+    said = read_status(status.path)
+    if said.get("state") != "failed" or said.get("is_lost") and not is_lost:
+        status.write("failed", message=message, exit_code=code, is_final=is_final, is_lost=is_lost)
 
 
 def _environment(cluster: Cluster) -> dict[str, str]:
@@ -181,11 +172,11 @@ def _environment(cluster: Cluster) -> dict[str, str]:
 
 
 def describe_dead_process(log: str, pid: int, code: int) -> str:
-    """Which process of a stage a signal ended, by torchrun's report in the log or the child's own code; '' if none.
+    """Which process a signal ended, by torchrun's report in the log or the child's own code; '' if none.
 
     Args:
         log: what the processes printed.
-        pid, code: of the child: the one process of the stage, or torchrun.
+        pid, code: of the child: the one process, or torchrun.
     """
     failures = [(int(code), rank, pid) for rank, code, pid in _FAILURE.findall(log)]
     # The others were ended by torchrun's SIGTERM, or for want of the first.
@@ -197,11 +188,11 @@ def describe_dead_process(log: str, pid: int, code: int) -> str:
     else:
         return ""
     name = signal.Signals(number).name
-    hint = ", most likely because memory ran out: lower micro_batch_size" if name == "SIGKILL" else ""
-    return f"{who} was ended by {name}{hint}"
+    return f"{who} was ended by {name}{OUT_OF_MEMORY if name == 'SIGKILL' else ''}"
 
 
-def _torchrun(cluster: Cluster, max_restarts: int) -> list[str]:
+def torchrun(cluster: Cluster, max_restarts: int = 0) -> list[str]:
+    """The command that starts the processes of this node; what each should do follows it."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={cluster.nproc}",
                f"--max-restarts={max_restarts}"]  # fmt: skip
     if cluster.nnodes == 1:
@@ -213,7 +204,7 @@ def _torchrun(cluster: Cluster, max_restarts: int) -> list[str]:
 
 
 def _watch(
-    child: subprocess.Popen, status_file: Path, stage: str, show: Callable[[str], None],
+    child: subprocess.Popen, status_file: Path, name: str, show: Callable[[str], None],
     give_up: Callable[[], Exception | None],
 ) -> tuple[int, Exception | None]:  # fmt: skip
     """Draws the progress bar until the child ends; passes signals on, and ends it when `give_up` says so.
@@ -236,10 +227,10 @@ def _watch(
             status = read_status(status_file)
             for message in status.get("messages", [])[shown:]:
                 shown += 1
-                show(f"{stage}: {message}")
+                show(f"{name}: {message}")
             if status.get("steps") and (bar is None or status["step"] > bar.n):
                 interval = 0.3 if sys.stderr.isatty() else 30
-                bar = bar or tqdm(total=status["steps"], initial=status["step"], desc=stage, unit="step",
+                bar = bar or tqdm(total=status["steps"], initial=status["step"], desc=name, unit="step",
                                   mininterval=interval, miniters=1)  # fmt: skip
                 if "loss" in status:
                     speed = f"{status['tokens_per_second']:,.0f} tokens/s"

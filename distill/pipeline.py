@@ -21,7 +21,7 @@ from distill.corpus.prepare import prepare_dataset
 from distill.durable import write_json
 from distill.errors import InputError
 from distill.finetuning import Plan, plan_section, run_plan
-from distill.launch import Cluster, StageFailed, run_stage_processes
+from distill.launch import Cluster, StageFailed
 from distill.modeling.counting import count_parameters
 from distill.nodes import Follower, Leader
 from distill.passes import record_pass
@@ -40,6 +40,7 @@ from distill.release.run_folder import (
 from distill.release.stage_parts import show_duration
 from distill.reporting import report_at_end
 from distill.run_status import Work, at_work
+from distill.stage_processes import run_stage_processes
 from distill.training.accounting import pass_flops
 from distill.training.checkpoint import checkpoint_students, clear_other_checkpoints
 from distill.training.plugins import load_plugins

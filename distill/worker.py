@@ -16,7 +16,7 @@ from distill.changes import find_changes, record_changes
 from distill.durable import write_json
 from distill.errors import InputError
 from distill.json_file import read_json
-from distill.launch import CHILD
+from distill.launch import CHILD, tell_failure
 from distill.pipeline import (
     dataset_note,
     hand_over,
@@ -155,15 +155,8 @@ def _check_agreement(recipe: Recipe, plan: StagePlan, students: list[str], datas
 def _tell(
     status: StatusFile, rank: int, message: str, code: int, *, is_final: bool = False, is_lost: bool = False
 ) -> None:
-    """Writes a failure for the parent, or to stderr where there is none. The first process to speak is heard.
-
-    Args:
-        is_final: it would happen again.
-        is_lost: the failure is another process's, which left this one without connection; any other is better known.
-    """
-    said = read_status(status.path)
-    if said.get("state") != "failed" or said.get("is_lost") and not is_lost:
-        status.write("failed", message=message, exit_code=code, is_final=is_final, is_lost=is_lost)
+    """Says a failure to the parent, or on stderr where there is none; see launch.tell_failure."""
+    tell_failure(status, message, code, is_final=is_final, is_lost=is_lost)
     if CHILD not in os.environ and rank == 0:
         print(f"error: {message}", file=sys.stderr)
 

@@ -47,6 +47,8 @@ TOP = {
     "reporting",
     "interruption",
     "launch",
+    "shared_run",
+    "stage_processes",
     "worker",
     "minirbt_flags",
     "nodes",

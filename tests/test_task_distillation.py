@@ -12,6 +12,7 @@ from distill.downstream.augmentation import augment_texts
 from distill.downstream.distillation import TaskObjective, check_teacher, find_matches, task_logits
 from distill.downstream.finetune import finetune
 from distill.downstream.run import Distillation, run_folder, with_defaults
+from distill.downstream.sharing import deal
 from distill.downstream.task_data import load_task_data
 from distill.downstream.task_model import load_for_finetuning
 from distill.errors import InputError
@@ -41,7 +42,7 @@ def batch(num_rows=4, labels=(0, 1, 1, 0)):
     input_ids = torch.randint(5, 5 + len(HAN), (num_rows, 12))
     mask = torch.ones_like(input_ids)
     mask[1, 8:] = 0
-    return {"input_ids": input_ids * mask, "attention_mask": mask, "labels": torch.tensor(labels)}
+    return deal({"input_ids": input_ids * mask, "attention_mask": mask, "labels": torch.tensor(labels)}, 0, 1)
 
 
 def objective(small, teacher, **settings):
@@ -57,7 +58,7 @@ def test_the_loss_is_labels_and_soft_scores_of_the_teacher(small, teacher):
     made, student = objective(small, teacher, temperature=3.0, kd_weight=0.7, hard_weight=0.2)
     inputs = batch()
     loss = made(**inputs).loss
-    texts = {key: value for key, value in inputs.items() if key != "labels"}
+    texts = {key: value for key, value in inputs.items() if key not in ("labels", "shares")}
     ours, theirs = student(**texts).logits, load_finetuned(teacher[0])[0].eval()(**texts).logits
     soft = -(torch.softmax(theirs / 3, -1) * torch.log_softmax(ours / 3, -1)).sum(-1).mean()
     hard = torch.nn.functional.cross_entropy(ours, inputs["labels"])
@@ -67,7 +68,7 @@ def test_the_loss_is_labels_and_soft_scores_of_the_teacher(small, teacher):
 def test_matches_add_their_losses_through_projections_that_are_trained(small, teacher):
     made, student = objective(small, teacher, kd_weight=0.0, hard_weight=0.0, matches=("last:hidden_mse",))
     inputs = batch()
-    texts = {key: value for key, value in inputs.items() if key != "labels"}
+    texts = {key: value for key, value in inputs.items() if key not in ("labels", "shares")}
     loss = made(**inputs).loss
     ours = made.projections[0](student(**texts, output_hidden_states=True).hidden_states[-1])
     theirs = made._teacher[0](**texts, output_hidden_states=True).hidden_states[-1]

@@ -18,14 +18,17 @@ import torch
 from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from distill.downstream.encoding import IGNORE_INDEX
 from distill.downstream.run import Distillation, read_task_file
+from distill.downstream.sharing import LABELS, Shares, no_loss
 from distill.downstream.task import Task
 from distill.downstream.task_model import check_model, load_finetuned
 from distill.errors import InputError
 from distill.modeling.config import load_config
 from distill.modeling.models import check_same_tokens, load_tokenizer
+from distill.training.losses import SEQUENCES, loss_unit
 from distill.training.matches import Match, resolve_matches
 from distill.training.objective import capture_vectors, needs_of
 
@@ -69,21 +72,23 @@ def needs_eager(matches: Iterable[Match]) -> bool:
 
 
 class TaskObjective(nn.Module):
-    """A student of a task with its projections. In training its loss is the distillation's, else the student's own.
+    """A student of a task with its projections; see sharing.LabelObjective. Its loss is the distillation's.
 
     The teacher is not part of it: it is not trained and not saved.
     """
 
+    accepts_loss_kwargs = False
+
     def __init__(self, student: PreTrainedModel, task: Task, distillation: Distillation, matches: list[Match]) -> None:
         super().__init__()
-        self.student, self.kind, self.distillation = student, task.kind, distillation
+        self.student, self.kind, self.distillation, self.matches = student, task.kind, distillation, matches
         self._teacher = [load_finetuned(distillation.teacher, eager=needs_eager(matches))[0].eval()]
         temperature = 1.0 if task.kind == "regression" else distillation.temperature
+        self._kd_weight = distillation.kd_weight * temperature**2
+        self._kd_unit = LABELS if task.kind == "tags" else SEQUENCES
         config = DistillationConfig(
             temperature=temperature,
             kd_loss_type="mse" if task.kind == "regression" else "ce",
-            kd_loss_weight=distillation.kd_weight * temperature**2,
-            hard_label_weight=distillation.hard_weight,
             intermediate_matches=[{**match, "proj": list(match["proj"]) if match.get("proj") else None}
                                   for match in matches],
         )  # fmt: skip
@@ -93,24 +98,32 @@ class TaskObjective(nn.Module):
         )
         self.projections = nn.ModuleList([p for p in self._distiller.projs if p is not None])
 
-    def forward(self, **inputs: Tensor) -> Any:
-        """What the student gives for a padded batch, with the loss of the distillation in training."""
-        inputs.pop("num_items_in_batch", None)  # Trainer's, for models that accumulate
-        if not self.training:
+    def forward(self, shares: Shares | None = None, **inputs: Tensor) -> ModelOutput:
+        """The loss of the distillation alone, or without shares what the student gives for a padded batch."""
+        if shares is None:
             return self.student(**inputs)
         outputs, found_S = self._features(self.student, inputs, "S")
         with torch.no_grad():
             _, found_T = self._features(self._teacher_on(inputs["input_ids"].device), inputs, "T")
-        labels = inputs.get("labels")
-        if labels is None or self.kind != "classification":
+        if not shares[self._kd_unit]:
+            del found_S["logits"]
+        if shares[LABELS] and self.kind == "classification":  # augmented rows have no label
+            found_S["losses"] = [nn.functional.cross_entropy(outputs.logits.float(), inputs["labels"])]
+        elif shares[LABELS]:
             found_S["losses"] = [outputs.loss]
-        elif bool((labels != IGNORE_INDEX).any()):  # augmented rows have no label
-            found_S["losses"] = [nn.functional.cross_entropy(outputs.logits.float(), labels)]
         mask = inputs["attention_mask"]
         found_S["inputs_mask"] = mask.view(-1, mask.size(-1))
+        self._set_weights(shares)
         loss, _ = self._distiller.compute_loss(found_S, found_T)
-        outputs.loss = loss
-        return outputs
+        return ModelOutput(loss=loss + no_loss(outputs))
+
+    def _set_weights(self, shares: Shares) -> None:
+        """Multiplies the weight of every term by the share of the unit that it averages over."""
+        config = self._distiller.d_config
+        config.kd_loss_weight = self._kd_weight * shares[self._kd_unit]
+        config.hard_label_weight = self.distillation.hard_weight * shares[LABELS]
+        for match, configured in zip(self.matches, config.intermediate_matches, strict=True):
+            configured.weight = match["weight"] * shares[loss_unit(match["loss"])]
 
     def _features(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], side: str) -> tuple[Any, dict[str, Any]]:
         """A model's outputs, and its logits and layers under TextBrewer's names."""

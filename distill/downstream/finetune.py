@@ -4,10 +4,13 @@
 2. The epoch with the best dev score (the mean of the task's metrics) is kept.
 3. Its answers for dev, and for test, go into predictions files; metrics.json is written last, so a run is finished or
    it is repeated.
+
+Under torchrun the processes share every batch (sharing.py) and the rows of dev and test; the first one writes.
 """
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -17,7 +20,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import BertTokenizer, EvalPrediction, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import BertTokenizer, EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from distill.downstream.augmentation import augment_texts
 from distill.downstream.distillation import TaskObjective, check_teacher, find_matches, needs_eager
@@ -33,17 +36,25 @@ from distill.downstream.encoding import (
 from distill.downstream.examples import texts_of
 from distill.downstream.metrics import mean_score
 from distill.downstream.run import METRICS_FILE, Distillation, Hyperparameters, read_task_file, write_task_file
+from distill.downstream.sharing import LabelObjective
 from distill.downstream.task import Task
 from distill.downstream.task_data import TaskData, can_score, require_labels
 from distill.downstream.task_model import collator, load_finetuned, load_for_finetuning, save_finetuned
-from distill.durable import write_json, write_whole
-from distill.errors import InputError
+from distill.downstream.trainer import (
+    EVAL_BATCH_SIZE,
+    LOSS,
+    SCORE,
+    SharingTrainer,
+    TellEpochs,
+    make_arguments,
+    mean_loss,
+    on_one_gpu,
+)
+from distill.durable import place_folder, write_json, write_whole
 from distill.modeling.models import quiet_transformers
 
-WARMUP_RATIO = 0.1
-WEIGHT_DECAY = 0.01
-EVAL_BATCH_SIZE = 64
-SCORE = "score"
+CHECKPOINTS = "checkpoints"
+"""Of the epochs of a run that is under way, in its folder."""
 
 
 def finetune(
@@ -60,13 +71,27 @@ def finetune(
 
     Args:
         data: with splits train and dev, and test if its answers are wanted.
-        show: is given a line an epoch.
+        show: is given a line an epoch, in the first process.
         keep_model: whether the fine-tuned weights stay.
         distillation: learn from a teacher, too.
     Returns: what metrics.json holds; metrics are percents.
     Raises:
         InputError: splits without labels, or a model that does not fit; see load_for_finetuning.
     """
+    is_first = int(os.environ.get("RANK", 0)) == 0
+    try:
+        if is_first:
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # of a run that was killed
+        return _finetune(model_folder, data, hyperparameters, folder, show, keep_model, distillation)
+    finally:
+        if is_first:
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _finetune(
+    model_folder: Path, data: TaskData, hyperparameters: Hyperparameters, folder: Path, show: Callable[[str], None],
+    keep_model: bool, distillation: Distillation | None,
+) -> dict[str, Any]:  # fmt: skip
     task, train, dev = data.task, data.splits["train"], data.splits["dev"]
     for split in (train, dev):
         require_labels(task, split)
@@ -78,7 +103,6 @@ def finetune(
         model_folder, task, data.labels, max_length=hyperparameters.max_length, seed=hyperparameters.seed,
         eager=needs_eager(matches),
     )  # fmt: skip
-    model = TaskObjective(student, task, distillation, matches) if distillation else student
     encoded = {name: encode_split(task, split.examples, data.labels, tokenizer, hyperparameters.max_length)
                for name, split in data.splits.items()}  # fmt: skip
 
@@ -88,17 +112,18 @@ def finetune(
 
     def dev_metrics(evaluated: EvalPrediction) -> dict[str, float]:
         found = measure(task, dev.examples, data.labels, encoded["dev"].answers(evaluated.predictions))
-        return {**found, SCORE: mean_score(found, task.metrics)}
+        loss = mean_loss(task.kind, evaluated.predictions, evaluated.label_ids)
+        return {**found, SCORE: mean_score(found, task.metrics), LOSS: loss}
 
-    trainer = Trainer(
-        model, _arguments(folder / "checkpoints", hyperparameters, task), collator(task, tokenizer),
-        train_dataset=features, eval_dataset=encoded["dev"].features, compute_metrics=dev_metrics,
-        callbacks=[_TellEpochs(task, show)],
+    trainer = SharingTrainer(
+        TaskObjective(student, task, distillation, matches) if distillation else LabelObjective(student),
+        make_arguments(folder / CHECKPOINTS, hyperparameters, task, has_teacher=distillation is not None),
+        collator(task, tokenizer), train_dataset=features, eval_dataset=encoded["dev"].features,
+        compute_metrics=dev_metrics, callbacks=[TellEpochs(task, show)],
     )  # fmt: skip
-    if distillation and trainer.args.n_gpu > 1:
-        raise InputError(f"{task.name}: a teacher and its student share one GPU, and {trainer.args.n_gpu} are visible; "
-                         f"set CUDA_VISIBLE_DEVICES=0, or do several runs of a grid at a time (processes)")  # fmt: skip
     trainer.remove_callback(PrinterCallback)
+    if trainer.args.process_index:
+        torch.manual_seed(hyperparameters.seed + trainer.args.process_index)  # other dropout than the first process
     start = time.monotonic()
     with quiet_transformers():
         trainer.train()
@@ -117,14 +142,13 @@ def finetune(
         "labels": list(data.labels), "files": {name: list(split.files) for name, split in data.splits.items()},
         "notes": {name: list(split.notes) for name, split in data.splits.items()},
         "train_seconds": round(seconds, 2), "device": str(trainer.args.device),
+        "num_processes": trainer.args.world_size,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }  # fmt: skip
-    if keep_model:
-        with quiet_transformers():
-            save_finetuned(student, tokenizer, folder / "model")
-        write_task_file(folder / "model", task, data.labels, hyperparameters.max_length)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    write_json(folder / METRICS_FILE, results)
+    if trainer.is_world_process_zero():
+        if keep_model:
+            _keep(student, tokenizer, data, hyperparameters, folder)
+        write_json(folder / METRICS_FILE, results)
     return results
 
 
@@ -144,7 +168,7 @@ def predict(
         output_dir=str(folder), per_device_eval_batch_size=EVAL_BATCH_SIZE, report_to="none", disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(), remove_unused_columns=False,
     )  # fmt: skip
-    trainer = Trainer(model, arguments, collator(task, tokenizer))
+    trainer = Trainer(model, on_one_gpu(arguments), collator(task, tokenizer))
     scores: Any = trainer.predict(encoded.features).predictions  # type: ignore[arg-type]
     answers = encoded.answers(scores)
     records = [answer_record(example, answer) for example, answer in zip(found.examples, answers, strict=True)]
@@ -165,49 +189,19 @@ def _augmented(
     return [{**feature, "labels": IGNORE_INDEX} for feature in features]
 
 
-class _TellEpochs(TrainerCallback):
-    """Says what dev gave after an epoch."""
-
-    def __init__(self, task: Task, show: Callable[[str], None]) -> None:
-        self.task, self.show = task, show
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        told = ", ".join(f"{name} {kwargs['metrics'][f'eval_{name}']:.2f}" for name in self.task.metrics)
-        self.show(f"{self.task.name}: epoch {state.epoch:g}: dev {told}")
-
-
-def _arguments(folder: Path, hyperparameters: Hyperparameters, task: Task) -> TrainingArguments:
-    gpus = torch.cuda.device_count()
-    return TrainingArguments(
-        output_dir=str(folder),
-        learning_rate=hyperparameters.learning_rate,
-        num_train_epochs=hyperparameters.epochs,
-        # Trainer splits nothing: on several visible GPUs each gets its share of the batch.
-        per_device_train_batch_size=max(1, hyperparameters.batch_size // max(1, gpus)),
-        per_device_eval_batch_size=EVAL_BATCH_SIZE,
-        warmup_steps=WARMUP_RATIO,
-        weight_decay=WEIGHT_DECAY,
-        lr_scheduler_type="linear",
-        seed=hyperparameters.seed,
-        bf16=gpus > 0 and torch.cuda.is_bf16_supported(),
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=1,
-        save_only_model=True,
-        load_best_model_at_end=True,
-        metric_for_best_model=SCORE,
-        greater_is_better=True,
-        logging_strategy="epoch",
-        label_names=["start_positions", "end_positions"] if task.kind == "span" else ["labels"],
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=gpus > 0,
-        remove_unused_columns=False,
-    )
+def _keep(
+    student: PreTrainedModel, tokenizer: BertTokenizer, data: TaskData, hyperparameters: Hyperparameters, folder: Path
+) -> None:
+    """Places the fine-tuned model in a run's folder as a whole."""
+    partial = folder / CHECKPOINTS / "model"
+    with quiet_transformers():
+        save_finetuned(student, tokenizer, partial)
+    write_task_file(partial, data.task, data.labels, hyperparameters.max_length)
+    place_folder(partial, folder / "model")
 
 
 def _epoch(task: Task, record: dict[str, Any]) -> dict[str, Any]:
-    loss = record["eval_loss"] if math.isfinite(record["eval_loss"]) else None  # JSON knows no NaN
+    loss = record[f"eval_{LOSS}"] if math.isfinite(record[f"eval_{LOSS}"]) else None  # JSON knows no NaN
     metrics = {name: record[f"eval_{name}"] for name in (*task.metrics, SCORE)}
     return {"epoch": record["epoch"], "loss": loss, **metrics}
 
@@ -220,7 +214,8 @@ def _finish_split(data: TaskData, name: str, encoded: Encoded, trainer: Trainer,
     task, split = data.task, data.splits[name]
     answers = encoded.answers(trainer.predict(encoded.features).predictions)  # type: ignore[arg-type]
     records = (answer_record(example, answer) for example, answer in zip(split.examples, answers, strict=True))
-    write_records(folder / f"predictions-{name}.jsonl", records)
+    if trainer.is_world_process_zero():
+        write_records(folder / f"predictions-{name}.jsonl", records)
     found: dict[str, Any] = {"metrics": None, "num_examples": len(split.examples)}
     if can_score(task, split):
         found["metrics"] = measure(task, split.examples, data.labels, answers)

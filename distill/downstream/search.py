@@ -21,7 +21,7 @@ from distill.downstream.metrics import mean_score
 from distill.downstream.ray_runs import runs_over_ray
 from distill.downstream.run import TAUGHT, Distillation, finished_metrics, run_folder
 from distill.downstream.task import load_task
-from distill.downstream.task_data import HUB, find_files, load_task_data
+from distill.downstream.task_data import HUB, TaskData, find_files, load_task_data
 from distill.errors import InputError, first_line
 
 
@@ -167,24 +167,42 @@ def _attempt_in(run: Run, folder: Path) -> str:
     return _attempt(run)
 
 
-def finetune_run(run: Run, *, show: Callable[[str], None]) -> dict[str, Any]:
-    """What a run's metrics.json holds; the run is done if it is not finished."""
-    if is_finished(run):
-        return finished_metrics(run.folder) or {}
+def finetune_run(
+    run: Run,
+    *,
+    show: Callable[[str], None],
+    train: Callable[[Run, TaskData, Callable[[str], None]], None] | None = None,
+) -> dict[str, Any]:
+    """What a run's metrics.json holds; the run is done if it is not finished.
+
+    Args:
+        train: does it, with its data and `show`, so that metrics.json is there; default: in this process.
+    """
+    if not is_finished(run):
+        data = load_run_data(run)
+        for split in data.splits.values():
+            for line in split.notes:
+                show(f"{run.task.name}, {split.name}: {line}")
+        with exclusive(run.folder, show):
+            if not is_finished(run):
+                (train or train_run)(run, data, show)
+    return finished_metrics(run.folder) or {}
+
+
+def load_run_data(run: Run) -> TaskData:
+    """Train and dev of a run's task, and test where there is one."""
     splits = ["train", "dev"]
     if run.data.startswith(HUB) or ("test" in run.task.files and find_files(run.task, Path(run.data), "test")):
         splits.append("test")
-    data = load_task_data(run.task, run.data, splits)
-    for split in data.splits.values():
-        for line in split.notes:
-            show(f"{run.task.name}, {split.name}: {line}")
+    return load_task_data(run.task, run.data, splits)
+
+
+def train_run(run: Run, data: TaskData, show: Callable[[str], None]) -> None:
+    """Does a run in this process, or as one of the processes that torchrun started."""
     from distill.downstream.finetune import finetune
 
-    with exclusive(run.folder, show):
-        if is_finished(run):
-            return finished_metrics(run.folder) or {}
-        return finetune(run.model, data, run.hyperparameters, run.folder, show=show, keep_model=run.keep_model,
-                        distillation=run.distillation)  # fmt: skip
+    finetune(run.model, data, run.hyperparameters, run.folder, show=show, keep_model=run.keep_model,
+             distillation=run.distillation)  # fmt: skip
 
 
 def _describe(run: Run) -> str:

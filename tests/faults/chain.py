@@ -94,7 +94,7 @@ def run_chain() -> int:
 
 
 def run_stage_here(recipe_file: Path, stage: str, *, status_file: Path, **_: Any) -> None:
-    """Stands in for launch.run_stage_processes."""
+    """Stands in for stage_processes.run_stage_processes."""
     status_file.unlink(missing_ok=True)
     os.environ[CHILD] = str(os.getpid())
     if run_worker(load_recipe(recipe_file), stage, NeverStop()):  # type: ignore[arg-type]
