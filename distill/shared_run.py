@@ -35,7 +35,7 @@ from distill.launch import (
     torchrun,
     visible_gpus,
 )
-from distill.training.metrics import StatusFile
+from distill.training.metrics import StatusFile, read_status
 from distill.training.processes import is_lost_connection
 from distill.training.signals import stop_without
 
@@ -105,7 +105,8 @@ def train_as_child(run: Run) -> int:
 
     def show(line: str) -> None:
         status.note(line.removeprefix(f"{run.task.name}: "))
-        status.write("running")
+        if read_status(status.path).get("state") != "failed":
+            status.write("running")
 
     try:
         train_run(run, load_run_data(run), show)

@@ -46,7 +46,7 @@ def _count_units(batch: Mapping[str, Tensor]) -> dict[str, int]:
     labels = batch.get("labels")
     is_number = labels is None or labels.is_floating_point()  # a row of a span or a regression always has its label
     return {
-        LABELS: len(batch["input_ids"]) if is_number else int((labels != IGNORE_INDEX).sum()),
+        LABELS: len(batch["input_ids"]) if is_number else int(labels.ne(IGNORE_INDEX).sum()),
         TOKENS: int(lengths.sum()),
         TOKEN_PAIRS: int(lengths.square().sum()),
         SEQUENCES: len(lengths),
