@@ -94,7 +94,7 @@ def test_what_only_the_processes_find_wrong_is_one_line(place, tmp_path, capsys)
     broken = load_file(weights)
     broken["bert.embeddings.word_embeddings.weight"].fill_(float("nan"))
     save_file(broken, weights, metadata={"format": "pt"})
-    assert "not finite" in complaint(capsys, *place, "--processes", "2")
+    assert "word_embeddings.weight holds NaN or infinity" in complaint(capsys, *place, "--processes", "2")
     assert list(run_folder_of(tmp_path).iterdir()) == []
 
 
