@@ -4,6 +4,7 @@ import pytest
 import torch
 from test_finetune import KINDS, make_task, write_encoder
 
+from distill.downstream import trainer
 from distill.downstream.distillation import TaskObjective, find_matches, needs_eager
 from distill.downstream.encoding import encode_split
 from distill.downstream.finetune import finetune
@@ -86,3 +87,19 @@ def test_the_loss_on_dev_is_the_mean_over_all_rows(world):
     labels = [batch[name].numpy() for name in names]
     found = mean_loss(task.kind, *((scores, labels) if task.kind == "span" else (scores[0], labels[0])))
     assert found == pytest.approx(outputs.loss.item(), rel=1e-5)
+
+
+def test_every_epoch_has_all_rows_in_an_order_of_its_own(tmp_path, monkeypatch):
+    seen = []
+
+    def listen(batch, rank, num_processes):
+        seen.extend(batch["input_ids"].tolist())
+        return deal(batch, rank, num_processes)
+
+    monkeypatch.setattr(trainer, "deal", listen)
+    task = make_task(tmp_path, train=21)
+    data = load_task_data(task, str(tmp_path), ["train", "dev"])
+    values = with_defaults(task, 0, epochs=2, batch_size=8)
+    finetune(write_encoder(tmp_path / "encoder", width=16), data, values, tmp_path / "run", show=print)
+    first, second = seen[:21], seen[21:]
+    assert sorted(first) == sorted(second) and first != second

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.data_loader import SeedableRandomSampler
+from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -81,12 +81,16 @@ class SharingTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         rank, num_processes = self.args.process_index, self.args.world_size
         collate: Any = self.data_collator
-        return DataLoader(
+        loader: DataLoader = DataLoader(
             self.train_dataset,  # type: ignore[arg-type]
             batch_size=self.args.per_device_train_batch_size * num_processes,
-            sampler=SeedableRandomSampler(self.train_dataset, data_seed=self.args.seed),
+            shuffle=True,
             collate_fn=lambda rows: deal(collate(rows), rank, num_processes),
             pin_memory=self.args.dataloader_pin_memory,
+        )
+        # As for one process, in each of them: every epoch has an order of its own, which the seed decides.
+        return prepare_data_loader(
+            loader, num_processes=1, process_index=0, use_seedable_sampler=True, data_seed=self.args.seed
         )
 
 
