@@ -44,9 +44,11 @@ def deal(batch: Mapping[str, Tensor], rank: int, num_processes: int) -> dict[str
 def _count_units(batch: Mapping[str, Tensor]) -> dict[str, int]:
     lengths = batch["attention_mask"].sum(dim=-1).flatten()
     labels = batch.get("labels")
-    is_number = labels is None or labels.is_floating_point()  # a row of a span or a regression always has its label
+    num_labels = len(batch["input_ids"])  # a row of a span or a regression always has its label
+    if labels is not None and not labels.is_floating_point():
+        num_labels = int(labels.ne(IGNORE_INDEX).sum())
     return {
-        LABELS: len(batch["input_ids"]) if is_number else int(labels.ne(IGNORE_INDEX).sum()),
+        LABELS: num_labels,
         TOKENS: int(lengths.sum()),
         TOKEN_PAIRS: int(lengths.square().sum()),
         SEQUENCES: len(lengths),
