@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from transformers.trainer_utils import set_seed
 from transformers.training_args import OptimizerNames
 
 from distill.downstream import finetune as finetuning
@@ -20,7 +19,7 @@ MATCHES = ("last:hidden_mse", "last:relation")
 
 
 def do_runs(root: Path, output: str) -> None:
-    """ROOT/KIND has a task, its data and encoder/; its runs go into KIND/OUTPUT and, with a teacher, KIND/OUTPUT-kd.
+    """ROOT/KIND has a task, its data and encoder/; a run goes into KIND/OUTPUT, one with teacher/ into KIND/OUTPUT-kd.
 
     Plain SGD shows the scale of a gradient, which Adam hides; small batches on dev end in an uneven one.
     """
@@ -39,11 +38,12 @@ def do_runs(root: Path, output: str) -> None:
             data = load_task_data(load_task(str(folder / "task.json")), str(folder), ["train", "dev", "test"])
             rate = 0.01 if data.task.kind == "regression" else 0.1  # its squared errors are large
             values = Hyperparameters(learning_rate=rate, epochs=2, batch_size=8, max_length=32)
-            teacher = Distillation(folder / "teacher" / "model", matches=MATCHES)
-            for name, distillation in ((output, None), (f"{output}-kd", teacher)):
-                set_seed(0)
-                finetuning.finetune(folder / "encoder", data, values, folder / name, show=lambda line: None,
-                                    distillation=distillation)  # fmt: skip
+            teacher = folder / "teacher" / "model"
+            distillations = {output: None, f"{output}-kd": Distillation(teacher, matches=MATCHES)}
+            for name, distillation in distillations.items():
+                if distillation is None or teacher.exists():
+                    finetuning.finetune(folder / "encoder", data, values, folder / name, show=lambda line: None,
+                                        distillation=distillation)  # fmt: skip
 
 
 if __name__ == "__main__":
