@@ -79,7 +79,7 @@ def test_two_processes_give_the_weights_and_answers_of_one(tmp_path, command_env
 
 
 @pytest.mark.slow
-def test_the_command_does_a_run_in_two_processes(place, tmp_path, capfd):
+def test_the_command_does_a_run_in_two_processes(place, forked, tmp_path, capfd):
     assert run(*place, "--processes", "2") == 0
     told = capfd.readouterr()
     assert told.out.startswith("dev: accuracy ") and "best epoch 1" in told.out
