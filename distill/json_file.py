@@ -30,7 +30,8 @@ def read_json(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: {error.msg}; not valid JSON") from None
+        what = error.msg.removesuffix(" at").removesuffix(" starting")
+        raise InputError(f"{path}, line {error.lineno}: {what}; not valid JSON") from None
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
 

@@ -35,7 +35,8 @@ TABLES = {
 def finished(project):
     """A run of two stages that is finished, untrained: teacher -> small -> smaller."""
     recipe = json.loads(project.recipe(stage={"steps": 7}).read_text())
-    students = {"smaller": {"config": "student.json", "mlm_weight": 0.5, "init_layers": [0, 1]}}
+    students = {"smaller": {"config": "student.json", "mlm_weight": 0.5, "init_layers": [0, 1],
+                             "kd_scale": "tau_squared"}}  # fmt: skip
     recipe["stages"].append({"name": "two", "teacher": "small", "students": students})
     recipe["defaults"]["data"]["segmenter"] = "ltp:/home/someone/ltp"
     project.write("recipe.json", recipe)
@@ -75,6 +76,7 @@ def test_card_tells_the_chain_the_data_and_the_settings(finished):
         "2 layers, 16 wide: 10,226 parameters, 5,010 without embeddings", "distilled from `small`",
         "| teacher | 4 x 16 |", "| small | 2 x 16 |", "stage two", "| train | 1,234 | 5,678 | 6,000 | 40 |",
         "Words were found by `ltp:ltp`", "| temperature | 8 |", "| mlm_weight | `0.5` |", "companies must pay",
+        "| kd_scale | `tau_squared` |",
         "| layers taken from the teacher | 0, 1 |", "The teacher `teacher` has its own terms", "word by word, 0.15",
     ):  # fmt: skip
         assert words in card

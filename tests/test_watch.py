@@ -211,6 +211,11 @@ def test_data_that_could_not_be_prepared_ends_the_view(project, capsys):
     assert "text/a.txt, line 3: not UTF-8" in capsys.readouterr().out
 
 
+def test_half_written_recipe_is_one_line(watched, capsys):
+    watched.write("out/recipe.json", '{"output_d')
+    assert "out/recipe.json, line 1: Unterminated string; not valid JSON" in complaint(capsys, "watch", "out")
+
+
 def test_other_folder_is_refused(project, capsys):
     assert "teacher: no folder of a run" in complaint(capsys, "watch", "teacher")
 

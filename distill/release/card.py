@@ -185,7 +185,8 @@ def _training(name: str, stage: Mapping[str, Any]) -> str:
         rows.append(["layers taken from the teacher", ", ".join(map(str, student["init_layers"]))])
     for field, info in Student.model_fields.items():
         if field not in _TOLD and student[field] != info.default:
-            rows.append([field, _code(short(student[field]))])
+            value = student[field]
+            rows.append([field, _code(_shown_name(value) if isinstance(value, str) else short(value))])
     return _table(["", ""], rows)
 
 
