@@ -282,6 +282,7 @@ def test_the_saved_config_says_what_the_model_is_and_not_how_it_was_trained(fold
     assert "attn" not in json.dumps(config)
 
 
+@pytest.mark.slow
 def test_a_saved_folder_opens_with_transformers_alone(folder, tmp_path, python, clean_environment):
     save_model(tiny_model(tiny_config(), attention="eager"), tmp_path / "student", tokenizer=folder, card="card\n")
     shutil.rmtree(folder)

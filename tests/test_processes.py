@@ -121,7 +121,7 @@ def test_two_processes_draw_the_same_samples_and_masks_and_lose_the_same(world, 
 @pytest.mark.slow
 @pytest.mark.parametrize("nproc", ["1", "2"])
 def test_sigterm_to_the_parent_writes_a_checkpoint_and_the_same_command_ends_alike(world, command_environment, nproc):
-    stages = [{"name": "one", "teacher": "teacher", "steps": 60, "global_batch_size": 4, "micro_batch_size": 2,
+    stages = [{"name": "one", "teacher": "teacher", "steps": 40, "global_batch_size": 4, "micro_batch_size": 2,
                "log_every": 1, "save_every": 1000, "eval_every": 1000, "students": {
                    "a": {"config": "student.json", "matches": ["uniform"]},
                    "b": {"config": "student.json", "matches": ["uniform:attention_mse"]}}}]  # fmt: skip
@@ -139,7 +139,7 @@ def test_sigterm_to_the_parent_writes_a_checkpoint_and_the_same_command_ends_ali
     code, output = finish(parent)
     assert code == 143, output
     saved = sorted(path.name for path in (world / "stopped" / "stages" / "one" / "checkpoints").glob("step-*"))
-    assert len(saved) == 1 and 0 < int(saved[0].removeprefix("step-")) < 60, saved
+    assert len(saved) == 1 and 0 < int(saved[0].removeprefix("step-")) < 40, saved
     assert "stopped by SIGTERM after step" in output and "Traceback" not in output
     assert not (world / "stopped" / "models" / "a").exists()
 

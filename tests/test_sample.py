@@ -58,6 +58,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int
     return folder, write_sample_world(folder, seed=0)
 
 
+@pytest.mark.slow
 def test_same_bytes_whatever_the_hash_seed(world: tuple[Path, dict[str, int]], tmp_path: Path) -> None:
     code = "import sys; from distill.sample import write_sample_world; write_sample_world(sys.argv[1])"
     environment = {**os.environ, "PYTHONHASHSEED": "4711"}
