@@ -21,15 +21,19 @@ class Terminated(BaseException):
 def signals_raise() -> Iterator[None]:
     """Within, the first of these signals raises KeyboardInterrupt or Terminated in the main thread.
 
-    SIGHUP comes when a terminal is closed, and stays ignored where `nohup` has it ignored.
+    SIGHUP comes when a terminal is closed, and stays ignored where `nohup` has it ignored. While a module is imported
+    the process ends at once instead: an exception inside the import of a C++ library (torch) would abort it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     received: list[int] = []
 
-    def receive(signum: int, _frame: FrameType | None) -> NoReturn:
+    def receive(signum: int, frame: FrameType | None) -> NoReturn:
         if received:
+            os._exit(128 + signum)
+        if _is_importing(frame):
+            os.write(2, b"stopped\n")
             os._exit(128 + signum)
         received.append(signum)
         if signum == signal.SIGINT:
@@ -43,6 +47,14 @@ def signals_raise() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def end_signals() -> list[signal.Signals]:

@@ -82,7 +82,7 @@ def test_two_processes_give_the_weights_and_answers_of_one(tmp_path, command_env
 def test_the_command_does_a_run_in_two_processes(place, forked, tmp_path, capfd):
     assert run(*place, "--processes", "2") == 0
     told = capfd.readouterr()
-    assert told.out.startswith("dev: accuracy ") and "best epoch 1" in told.out
+    assert "dev: accuracy " in told.out and "best epoch 1" in told.out
     assert told.err.startswith("tiny-classification: epoch 1: dev accuracy ") and told.err.count("\n") == 1
     folder = run_folder_of(tmp_path)
     assert {path.name for path in folder.iterdir()} == {

@@ -95,6 +95,16 @@ def test_during_the_start_of_a_fresh_process(chain, signum, code, moment):
     assert process.returncode in (code, -signum) and "Traceback" not in output, output
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_during_an_import(tmp_path, signum):
+    """An exception there aborts the process where the import is one of a C++ library's own."""
+    (tmp_path / "slow_library.py").write_text(f"import signal\nsignal.raise_signal({int(signum)})\nprint('went on')\n")
+    code = "from distill.cli import guard\nguard(lambda: __import__('slow_library'))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signum, "", "stopped\n")
+
+
 def test_a_process_that_dies_ends_all_with_one_line_or_is_started_again(chain, monkeypatch):
     """Two processes; without --max-restarts the run ends, with it torchrun goes on from the last checkpoint."""
     whole = Run(2)
