@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.corpus.tokenizing import check_tokenizer_files
-from distill.errors import InputError
+from distill.errors import InputError, first_line
 from distill.json_file import read_json, read_object
 
 LICENCE = (
@@ -150,7 +150,7 @@ def download(hub_id: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # the hub's errors, and what its HTTP client raises
         if isinstance(error, InputError):
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error, None)
         raise InputError(
             f"ltp:{hub_id}: cannot be downloaded ({reason}); check the name and the network, set HF_ENDPOINT to a "
             "mirror, or give a local folder as ltp:FOLDER"
@@ -167,7 +167,7 @@ def load_perceptron(folder: ModelFolder) -> Cut:
     try:
         model = CWSModel.load(str(file))
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]  # a Rust backtrace follows
+        reason = first_line(error, None)  # a Rust backtrace follows
         raise InputError(f"{file}: not an LTP perceptron model ({reason}); download or train it again") from error
 
     def cut(pieces: list[str]) -> list[list[str]]:

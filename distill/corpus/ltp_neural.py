@@ -145,7 +145,7 @@ def _read_weights(file: Path) -> dict[str, Any]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error, None)
         raise InputError(f"{file}: not a plain state_dict of tensors ({reason}); download it again") from error
     if not isinstance(state, dict):
         raise InputError(f"{file}: holds {type(state).__name__}, not a state_dict; download it again")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.errors import InputError
+from distill.errors import InputError, first_line
 from distill.json_file import read_object
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def open_table(folder: Path) -> "pa.Table":
     try:
         table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
     except (OSError, pa.ArrowException) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        reason = first_line(error)
         raise InputError(f"{file}: damaged or cut short ({reason}); {_REMEDY}") from None
     lists = [table.schema.field(name).type if name in table.column_names else None for name in _LISTS]
     kinds = [(getattr(kind, "list_size", 0), str(getattr(kind, "value_type", ""))) for kind in lists]
