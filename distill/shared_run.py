@@ -36,7 +36,7 @@ from distill.launch import (
     visible_gpus,
 )
 from distill.training.metrics import StatusFile, read_status
-from distill.training.processes import is_lost_connection
+from distill.training.processes import is_lost_connection, is_out_of_memory
 from distill.training.signals import stop_without
 
 STATUS_FILE, LOG_FILE = "status.json", "processes.log"
@@ -130,6 +130,6 @@ def _explain(error: Exception) -> str:
     """One line for an unexpected error."""
     if is_lost_connection(error):
         return "a process was lost"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if is_out_of_memory(error):
         return "out of memory; more processes need less each"
     return f"{type(error).__name__}: {first_line(error, 300)}"

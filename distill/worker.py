@@ -10,8 +10,6 @@ import traceback
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import torch
-
 from distill.changes import find_changes, record_changes
 from distill.durable import write_json
 from distill.errors import InputError
@@ -37,6 +35,7 @@ from distill.training.processes import (
     Processes,
     do_on_first,
     is_lost_connection,
+    is_out_of_memory,
     is_same_everywhere,
     join_processes,
     leave_processes,
@@ -164,8 +163,7 @@ def _tell(
 def _explain(error: Exception, stage: str) -> str:
     """One line for an unexpected error; out of memory names the field to lower."""
     text = _first_line(error)
-    out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
-    if out_of_memory:
+    if is_out_of_memory(error):
         return (
             f"stage '{stage}': out of memory; lower micro_batch_size (which changes rounding and the draws of dropout "
             f"alone), or max_seq_length"

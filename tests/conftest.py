@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("LTP_EXTENSION_PARALLELISM", "false")  # else each fork is told of on stderr
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest

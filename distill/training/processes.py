@@ -136,6 +136,11 @@ def sum_gradients(parameters: Iterable[nn.Parameter], processes: Processes) -> N
         offset += gradient.numel()
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error means that memory ran out, in whichever words: Python's, CUDA's, or torch's on the CPU."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
 def is_lost_connection(error: Exception) -> bool:
     """Whether an error means that another process of the stage is gone: what gloo, nccl and the store say then."""
     if isinstance(error, dist.DistError):
