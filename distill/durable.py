@@ -4,10 +4,12 @@ Content goes to a temporary name first, is flushed to disk, and then gets its na
 does as one. So a crash at any moment leaves the old content or the new one, and at worst a temporary file beside it.
 """
 
+import contextlib
 import json
 import logging
 import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +56,14 @@ def place_folder(partial: Path, final: Path) -> None:
     """Flushes a finished folder and gives it its name, in place of one that had it.
 
     A folder cannot be replaced in one step. The old one is renamed first and removed last: a crash in between leaves
-    it beside, as `.replaced-<name>`, and an error puts it back.
+    it beside, as `.replaced-<name>`, and an error puts it back. Files get the rights that the folder has: safetensors
+    makes its own readable for their owner alone, and a server or a colleague is to read a model.
     """
+    rights = stat.S_IMODE(partial.stat().st_mode) & 0o666
     for path in [*partial.rglob("*"), partial]:
+        if path.is_file() and stat.S_IMODE(path.stat().st_mode) != rights:
+            with contextlib.suppress(OSError):  # a file system without rights
+                path.chmod(rights)
         flush(path)
     old = final.with_name(f".replaced-{final.name}")
     shutil.rmtree(old, ignore_errors=True)

@@ -1,9 +1,10 @@
 """Files that are replaced as a whole."""
 
 import os
+import stat
 
 from distill import durable
-from distill.durable import write_whole
+from distill.durable import place_folder, write_whole
 
 
 def test_two_processes_that_write_the_same_file_both_succeed(tmp_path, monkeypatch):
@@ -20,3 +21,13 @@ def test_two_processes_that_write_the_same_file_both_succeed(tmp_path, monkeypat
     monkeypatch.setattr(durable, "write_flushed", write_in_the_middle_of_the_other)
     write_whole(path, "first")
     assert path.read_text() == "first" and [p.name for p in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_folder_is_readable_for_those_who_may_read_new_files(tmp_path):
+    """safetensors makes its files readable for their owner alone."""
+    (tmp_path / "partial").mkdir()
+    (tmp_path / "partial/model.safetensors").touch(mode=0o600)
+    place_folder(tmp_path / "partial", tmp_path / "model")
+    (tmp_path / "new").touch()
+    rights = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("new", "model/model.safetensors")]
+    assert rights[0] == rights[1]
