@@ -115,11 +115,11 @@ def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean '...'?` for the closest known word, or the list of all of them."""
+def nearest(word: str, known: Iterable[str], *, otherwise: str | None = None) -> str:
+    """`; did you mean '...'?` for the closest known word; if none is close, `otherwise`, or the list of all of them."""
     known = sorted(known)
     close = difflib.get_close_matches(word[:100], known, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+    return f"; did you mean '{close[0]}'?" if close else f"; {otherwise or 'known: ' + ', '.join(known)}"
 
 
 def short(value: Any) -> str:

@@ -8,7 +8,7 @@ from fixtures_cli import complaint, run
 from safetensors.torch import load_file
 
 from distill.errors import InputError
-from distill.modeling.architectures import NAMES, albert_tiny, miniature, named_config
+from distill.modeling.architectures import MINIRBT, NAMES, albert_tiny, miniature, named_config
 from distill.modeling.comparison import shipped_configs
 from distill.modeling.config import load_config
 from distill.modeling.counting import count_parameters, flops_per_token
@@ -132,6 +132,16 @@ def test_without_names_every_known_model_is_counted():
 def test_a_name_that_is_no_architecture_gets_the_nearest(capsys):
     message = complaint(capsys, "models", "chinese_roberta_L-8_H-513")
     assert "no architecture of that name; did you mean 'chinese_roberta_L-8_H-512'?" in message
+
+
+def test_a_name_like_none_is_told_where_they_are_listed(capsys):
+    message = complaint(capsys, "models", "zzz")
+    assert message.endswith("no architecture of that name; `distill models --counts` lists those that are known")
+
+
+@pytest.mark.parametrize("name", MINIRBT)
+def test_minirbts_models_are_known_by_name_from_any_folder(name, project):
+    assert count_parameters(load_config(name)).masked_lm == COUNTS[name][2]
 
 
 def test_a_folder_of_that_name_comes_first(project):

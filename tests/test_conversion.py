@@ -14,6 +14,7 @@ from transformers import BertTokenizer as Tokenizer
 from uer import UerModel
 
 from distill.errors import InputError
+from distill.modeling.config import load_config
 from distill.modeling.conversion import convert_model
 from distill.modeling.models import load_masked_lm, load_tokenizer
 
@@ -121,6 +122,15 @@ def test_what_is_written_for_uer_is_complete(project):
     assert again.config.num_attention_heads == 4
 
 
+@pytest.mark.parametrize("source", ["uer", "uer/model.bin"])
+def test_what_was_written_for_uer_comes_back_without_being_told_its_parts(source, project, caplog):
+    """Heads that are not in the weights stand in the config beside them."""
+    project.model("m", hidden_size=128, num_attention_heads=4)
+    convert_model(project.root / "m", project.root / "uer", to="uer")
+    again = convert_model(project.root / source, project.root / "hf", to="hf")
+    assert again.config.num_attention_heads == 4 and not caplog.text
+
+
 def test_a_model_of_uer_with_next_sentences_keeps_them(vocabulary):
     weights = UerModel(2, 128, heads=2, next_sentence=True).state_dict()
     folder, done = to_hf(save(weights, vocabulary.parent / "model.bin"), vocabulary)
@@ -209,11 +219,17 @@ def test_a_config_of_another_model_is_refused(uer_file, vocabulary, tmp_path, ch
     assert words in message and not (tmp_path / "hf").exists() and not list(tmp_path.glob(".hf*"))
 
 
+def test_uers_config_is_no_model_folders(uer_file):
+    (uer_file.parent / "config.json").write_text('{"heads_num": 2}')
+    with pytest.raises(InputError, match=r"a config of UER's; `distill convert` makes a model folder"):
+        load_config(uer_file.parent)
+
+
 def test_a_width_without_config_that_fits_no_heads_is_refused(project):
     state = BertForMaskedLM(BertConfig(vocab_size=len(VOCAB), hidden_size=312, num_hidden_layers=1,
                                        num_attention_heads=12, intermediate_size=32)).state_dict()  # fmt: skip
-    save(state, project.root / "teacher/gs10.pkl")
-    message = refusal(project.root / "teacher/gs10.pkl", project.root / "hf", to="hf")
+    message = refusal(save(state, project.root / "gs10.pkl"), project.root / "hf", to="hf",
+                      tokenizer=project.root / "teacher")  # fmt: skip
     assert "312 dimensions are no multiple of 64" in message and "--config" in message
 
 
@@ -253,7 +269,7 @@ def test_files_of_other_models_are_refused(weights, words, vocabulary, tmp_path)
 
 def test_another_format_than_the_one_named_is_refused(uer_file, vocabulary, tmp_path):
     message = refusal(uer_file, tmp_path / "hf", to="hf", tokenizer=vocabulary, source_format="hf")
-    assert "--from hf, but its weights are named as in 'uer'" in message
+    assert "its weights are named as in 'uer', not as in 'hf'; check --from" in message
 
 
 def test_weights_without_vocabulary_need_one_named(uer_file, tmp_path):

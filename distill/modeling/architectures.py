@@ -1,7 +1,7 @@
 """The published architectures of the field by name, for a recipe's `config` and for `distill models`.
 
-Names are those of the models' cards. MiniRBT's own six are files in distill_configs; what their authors say about
-sizes stands in published.py.
+Names are those of the models' cards. MiniRBT's own six are files in distill_configs, which load_config finds by their
+names; what the authors say about sizes stands in published.py.
 """
 
 from transformers import AlbertConfig, BertConfig
@@ -31,6 +31,8 @@ _SHAPES = {
     "BERT-small": (4, 512, 2048, 8, GOOGLE_UNCASED),
 }  # fmt: skip
 NAMES = tuple(_SHAPES)
+MINIRBT = ("RoBERTa", "RBT6", "RBT3", "RBT4-h312", "MiniRBT-h256", "MiniRBT-h288")
+"""Files in distill_configs."""
 
 
 def miniature(layers: int, width: int) -> str:

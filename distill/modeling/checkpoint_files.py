@@ -21,6 +21,8 @@ from distill.modeling.weight_files import has_weights
 from distill.modeling.weights import read_weight_file, read_weights
 
 FORMATS = ("hf", "uer", "tf")
+UER_WEIGHTS = "model.bin"
+"""The weights in a folder that was converted for UER."""
 _BARE = ("embeddings.", "encoder.layer.", "pooler.")
 """How names begin in a file of an encoder alone."""
 _TF_SKIPPED = re.compile(r"(global_step|.*/(adam_[mv]|AdamWeightDecayOptimizer.*|lamb_[mv]))")
@@ -64,7 +66,7 @@ def read_checkpoint(source: Path, source_format: str | None, *, exact: bool) -> 
         found = "uer" if is_uer(raw) else "hf"
     assert found is not None
     if source_format is not None and source_format != found:
-        raise InputError(f"{source}: --from {source_format}, but its weights are named as in '{found}'")
+        raise InputError(f"{source}: its weights are named as in '{found}', not as in '{source_format}'; check --from")
     if found == "tf":
         assert index is not None
         return Checkpoint("tf", _canonical(_read_tensorflow(index)), None)
@@ -80,10 +82,9 @@ def read_checkpoint(source: Path, source_format: str | None, *, exact: bool) -> 
 
 
 def find_config(source: Path) -> Path | None:
-    """The config beside a folder's weights, None for a file or where there is none."""
-    return (
-        next((source / name for name in CONFIG_FILES if (source / name).is_file()), None) if source.is_dir() else None
-    )
+    """The config beside the weights of a folder or file; None where there is none."""
+    folder = source if source.is_dir() else source.parent
+    return next((folder / name for name in CONFIG_FILES if (folder / name).is_file()), None)
 
 
 def _read(source: Path) -> dict[str, Tensor]:
@@ -91,8 +92,10 @@ def _read(source: Path) -> dict[str, Tensor]:
         raise InputError(f"{source}: no such file or folder; name a model folder or a file of weights")
     if source.is_dir():
         if not has_weights(source):
-            raise InputError(f"{source}: no weights; expected model.safetensors, pytorch_model.bin or *.ckpt.index, or "
-                             f"name the file")  # fmt: skip
+            if (source / UER_WEIGHTS).is_file():
+                return read_weight_file(source / UER_WEIGHTS)
+            raise InputError(f"{source}: no weights; expected model.safetensors, pytorch_model.bin, {UER_WEIGHTS} or "
+                             f"*.ckpt.index, or name the file")  # fmt: skip
         return read_weights(source)
     return read_weight_file(source)
 

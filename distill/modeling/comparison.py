@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from distill.modeling.architectures import MINIRBT
 from distill.modeling.counting import count_parameters, flops_per_token
 from distill.modeling.models import load_config
 from distill.shipped import or_shipped
 
-SHIPPED = ("RoBERTa", "RBT6", "RBT3", "RBT4-h312", "MiniRBT-h256", "MiniRBT-h288")
 LENGTH = 512
 
 
 def shipped_configs() -> list[Path]:
     """The six models of MiniRBT's table, from the working directory's distill_configs or the shipped one."""
-    return [or_shipped(f"distill_configs/{name}.json") for name in SHIPPED]
+    return [or_shipped(f"distill_configs/{name}.json") for name in MINIRBT]
 
 
 def comparison_table(paths: Sequence[Path]) -> str:

@@ -14,13 +14,14 @@ from transformers.activations import ACT2FN
 
 from distill.errors import InputError
 from distill.json_file import nearest, read_object, short
-from distill.modeling.architectures import NAMES, named_config
+from distill.modeling.architectures import MINIRBT, NAMES, named_config
 from distill.shipped import or_shipped
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILES = ("config.json", "bert_config.json")
 """Hugging Face's name, and that of Google's and CLUE's original folders."""
+WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pkl", ".onnx")
 
 # The largest numbers are far above any BERT; without them a wrong digit takes all memory.
 _SIZES = {"hidden_size": 2**16, "num_hidden_layers": 512, "num_attention_heads": 2**12, "intermediate_size": 2**18,
@@ -42,14 +43,21 @@ def load_config(path: str | Path) -> BertConfig:
     path = or_shipped(path)
     if str(path) in NAMES and not path.exists():
         return named_config(str(path))
+    if str(path) in MINIRBT and not path.exists():
+        path = or_shipped(f"distill_configs/{path}.json")
     if path.is_dir():
         path = config_file(path)
     elif not path.exists() and not path.suffix and path.parent == Path():
-        raise InputError(f"{path}: no such file or folder, and no architecture of that name{nearest(str(path), NAMES)}")
+        near = nearest(str(path), (*NAMES, *MINIRBT), otherwise="`distill models --counts` lists those that are known")
+        raise InputError(f"{path}: no such file or folder, and no architecture of that name{near}")
+    if path.suffix in WEIGHT_ENDINGS:
+        raise InputError(f"{path}: weights; name the folder that holds them and their config.json, or that file")
     raw = read_object(path, what="a model config")
     if raw.get("model_type") == "roberta" and _is_wordpiece(path.parent):
         _warn_of_kind(path)
         raw["model_type"] = "bert"
+    if "heads_num" in raw and "num_attention_heads" not in raw:
+        raise InputError(f"{path}: a config of UER's; `distill convert` makes a model folder of its weights")
     _check_kind(raw, path)
     _check_sizes(raw, path)
     _check_values(raw, path)

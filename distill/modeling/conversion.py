@@ -27,7 +27,7 @@ from distill.durable import place_folder
 from distill.errors import InputError
 from distill.json_file import read_object
 from distill.modeling.architectures import NAMES
-from distill.modeling.checkpoint_files import find_config, read_checkpoint
+from distill.modeling.checkpoint_files import UER_WEIGHTS, find_config, read_checkpoint
 from distill.modeling.config import load_config
 from distill.modeling.models import copy_tokenizer, load_masked_lm
 from distill.modeling.uer_weights import BIAS, DECODER, DECODER_BIAS, WORDS, count_layers, to_uer, uer_forward
@@ -81,9 +81,9 @@ def convert_model(
         source: a model folder, or a file of weights: UER's, TencentPretrain's, TextBrewer's gs*.pkl, pytorch_model.bin.
         to: "hf", or "uer", which is TencentPretrain's, too.
         source_format: "hf", "uer" or "tf"; None takes what the names of the weights say.
-        config: of the model, as file, folder or architecture; UER's config files, too. None: the folder's own, else
-            sizes from the weights and a head for every 64 dimensions.
-        tokenizer: folder or vocab.txt; None: the source folder's.
+        config: of the model, as file, folder or architecture; UER's config files, too. None: the one beside the
+            weights, else sizes from the weights and a head for every 64 dimensions.
+        tokenizer: folder or vocab.txt; None: what lies beside the weights.
         exact: fold UER's LayerNorm, so that outputs are equal; False does as UER's converter.
     Raises:
         InputError: a source that is no BERT or is incomplete, a config or vocabulary that does not fit it.
@@ -249,7 +249,7 @@ def _write_hf(
 
 def _write_uer(folder: Path, weights: Mapping[str, Tensor], config: BertConfig, tokenizer: Path | None) -> None:
     """model.bin, config.json for --config_path, and vocab.txt for --vocab_path."""
-    torch.save(dict(weights), folder / "model.bin")
+    torch.save(dict(weights), folder / UER_WEIGHTS)
     values = {ours: getattr(config, theirs) for ours, theirs in _UER_KEYS.items()}
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     if tokenizer is not None:
