@@ -1,5 +1,6 @@
 """The commands around model folders: `distill models`, `convert`, `fill-mask`, `features`; heavy imports inside."""
 
+import io
 import json
 from enum import StrEnum
 from pathlib import Path
@@ -85,10 +86,12 @@ def convert(
     source_format: Annotated[From | None, typer.Option("--from", help="default: what the weights' names say")] = None,
     config: Annotated[
         str | None,
-        typer.Option(help="the model's config, Hugging Face's or UER's, or an architecture; default: the source's own, "
-                          "else sizes from the weights and a head for every 64 dimensions"),
+        typer.Option(help="the model's config, Hugging Face's or UER's, or an architecture; default: the one "
+                          "beside the weights, else sizes from the weights and a head for every 64 dimensions"),
     ] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="folder or vocab.txt; default: the source's own")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="folder or vocab.txt; default: what lies beside the weights")
+    ] = None,
     layernorm: Annotated[
         LayerNorm, typer.Option(help="exact: UER's LayerNorm is folded, outputs are equal; compat: as UER's converter")
     ] = LayerNorm.exact,
@@ -143,14 +146,26 @@ def features(
 
     from distill.changes import check_writable
     from distill.corpus.text import expand_text, is_blank, iter_lines
+    from distill.durable import write_whole
     from distill.modeling.inference import text_features
     from distill.modeling.models import find_model
+    from distill.pipeline import show_progress
 
-    if output.suffix != ".npy":
-        raise InputError(f"{output}: features are written as .npy; name such a file")
+    if output.suffix != ".npy" or output.is_dir():
+        raise InputError(f"{output}: features are written as a file .npy; name such a file")
     check_writable(output.parent)
-    lines = [line for path in expand_text(text) for line in iter_lines(path) if not is_blank(line)]
-    vectors = text_features(find_model(model), lines, pooling=pooling.value)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    np.save(output, vectors)
+    folder = find_model(model)
+    lines = {
+        f"{path}: line {number}": line
+        for path in expand_text(text) for number, line in enumerate(iter_lines(path), start=1) if not is_blank(line)
+    }  # fmt: skip
+    if not lines:
+        raise InputError(f"{', '.join(map(str, text))}: only blank lines; put text there, a text a line")
+    with show_progress("features", len(lines), "line") as advance:
+        vectors = text_features(
+            folder, list(lines.values()), pooling=pooling.value, places=list(lines), progress=advance
+        )
+    content = io.BytesIO()
+    np.save(content, vectors)
+    write_whole(output, content.getvalue())
     typer.echo(f"{output}: {len(vectors):,} lines x {vectors.shape[1]}")

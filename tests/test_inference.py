@@ -72,11 +72,19 @@ def test_the_commands(folder, project, capsys):
     (["fill-mask", "m", "今天"], "text 1: no [MASK] in it"),
     (["fill-mask", "m", "[MASK]", "天" * 80 + "[MASK]"], "text 2: 83 tokens, but the model has 64 positions"),
     (["fill-mask", "m", "[MASK]", "--top-k", "100000"], "--top-k 100000: m has only"),
-    (["features", "m", "--text", "lines.txt", "--pooling", "cls", "--output", "x.csv"], "features are written as .npy"),
+    (["features", "m", "--text", "t.txt", "--pooling", "cls", "--output", "x.csv"], "written as a file .npy"),
+    (["features", "m", "--text", "t.txt", "--pooling", "cls", "--output", "d.npy"], "d.npy: features are written as"),
+    (["features", "m", "--text", "long.txt", "--pooling", "cls", "--output", "x.npy"], "long.txt: line 3: 82 tokens"),
+    (["features", "m", "--text", "blank.txt", "--pooling", "cls", "--output", "x.npy"], "blank.txt: only blank lines"),
+    (["features", "m", "--text", "t.txt", "--output", "x.npy"], "'--pooling'. Choose from: cls, mean, max; see"),
 ])  # fmt: skip
 def test_what_cannot_be_answered_is_said(arguments, words, folder, project, capsys):
-    project.write("lines.txt", "今天\n")
+    project.write("t.txt", "今天\n")
+    project.write("long.txt", "今天\n\n" + "天" * 80)
+    project.write("blank.txt", "\n \n")
+    (project.root / "d.npy").mkdir()
     assert words in complaint(capsys, *arguments)
+    assert not list(project.root.glob("x.*"))
 
 
 def test_a_model_without_head_fills_no_mask(project, capsys):

@@ -108,6 +108,13 @@ def test_size_below_what_must_stay_is_refused(model, text, tmp_path):
         prune(model, tmp_path / "small", text, size=4)
 
 
+@pytest.mark.parametrize("asked", [{"listed": ["missing"]}, {"min_count": 100}])
+def test_a_model_of_special_tokens_alone_is_not_made(asked, model, text, tmp_path):
+    with pytest.raises(InputError, match="nothing but its special tokens would stay"):
+        prune(model, tmp_path / "small", None if "listed" in asked else text, **asked)
+    assert not (tmp_path / "small").exists()
+
+
 def test_lower_casing_survives(text, tmp_path):
     model = write_model(tmp_path / "cased", tokens=[*TOKENS, "Walk"])
     (model / "tokenizer_config.json").write_text('{"do_lower_case": false, "model_max_length": 16}')

@@ -168,6 +168,13 @@ def test_a_file_is_no_model_folder(folder):
     assert "found a file" in refusal(find_model, str(folder / "vocab.txt"))
 
 
+@pytest.mark.parametrize("place", ["models/m", "model"])
+def test_the_models_below_a_folder_that_is_none_are_named(place, folder, tmp_path):
+    """A run's folder, and a fine-tuning run's, are what users name first."""
+    shutil.copytree(folder, tmp_path / "run" / place)
+    assert f"there are below it: {tmp_path / 'run' / place}; name one" in refusal(find_model, str(tmp_path / "run"))
+
+
 GOOD_CONFIG = tiny_config().to_dict()
 
 

@@ -176,7 +176,8 @@ def _all_lines(file: Path) -> Iterator[str]:
         number, byte = _first_undecodable_line(file)
         raise InputError(
             f"{file}: line {number}: not UTF-8 (byte 0x{byte:02x}); convert the file to UTF-8, for instance with "
-            '`iconv -f gb18030 -t utf-8`, or leave such lines out with --skip-bad (recipe: "skip_bad": true)'
+            '`iconv -f gb18030 -t utf-8`, or leave such lines out with --skip-bad (recipe: "skip_bad": true; anywhere: '
+            f"{file.name}#skip-bad)"
         ) from error
 
 

@@ -59,20 +59,26 @@ def _answer(
 
 
 @torch.no_grad()
-def text_features(folder: Path, texts: Sequence[str], *, pooling: Pooling) -> NDArray[np.float32]:
+def text_features(
+    folder: Path, texts: Sequence[str], *, pooling: Pooling, places: Sequence[str] | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> NDArray[np.float32]:  # fmt: skip
     """The last hidden states of texts as one vector each, [N, H].
 
     Args:
         pooling: "cls" takes that of [CLS]; "mean" and "max" go over all tokens, [CLS] and [SEP] too.
+        places: what an error calls each text; None: "text 1", "text 2", ...
+        progress: is told after each batch how many texts it had.
     Raises:
         InputError: a text longer than the model's positions.
     """
     model, tokenizer = _load(folder, need_head=False)
-    encoded = _encode(tokenizer, texts, model.config.max_position_embeddings)
+    encoded = _encode(tokenizer, texts, model.config.max_position_embeddings, places)
     features = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)
     for numbers in _batches([len(ids) for ids in encoded]):
         states = model.bert(torch.tensor([encoded[number] for number in numbers])).last_hidden_state
         features[numbers] = _POOLINGS[pooling](states).numpy()
+        progress(len(numbers))
     return features
 
 
@@ -97,12 +103,15 @@ def _load(folder: Path, *, need_head: bool) -> tuple[BertForMaskedLM, BertTokeni
     return model, tokenizer
 
 
-def _encode(tokenizer: BertTokenizer, texts: Sequence[str], positions: int) -> list[list[int]]:
+def _encode(
+    tokenizer: BertTokenizer, texts: Sequence[str], positions: int, places: Sequence[str] | None = None
+) -> list[list[int]]:
     """input_ids of each text; one that is too long is an error, not cut."""
     encoded: list[list[int]] = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
-    for number, input_ids in enumerate(encoded, start=1):
+    for number, input_ids in enumerate(encoded):
         if len(input_ids) > positions:
+            place = places[number] if places else f"text {number + 1}"
             raise InputError(
-                f"text {number}: {len(input_ids)} tokens, but the model has {positions} positions; split the text"
+                f"{place}: {len(input_ids)} tokens, but the model has {positions} positions; split the text"
             )
     return encoded

@@ -25,7 +25,7 @@ from distill.corpus.tokenizing import forgets_case, listed_tokens
 from distill.corpus.tokenizing import load_tokenizer as load_bert_tokenizer
 from distill.durable import place_folder
 from distill.errors import InputError, first_line
-from distill.modeling.config import load_config
+from distill.modeling.config import CONFIG_FILES, load_config
 from distill.modeling.weight_files import (
     UNREADABLE,
     WEIGHT_FILES,
@@ -50,11 +50,14 @@ def find_model(name: str, *, weights: bool = True) -> Path:
     """
     folder = Path(name)
     if folder.is_dir():
+        if below := _models_below(folder):
+            raise InputError(f"{name}: not a model folder itself; there are below it: {', '.join(below)}; name one")
         return folder
     if folder.exists():
         raise InputError(f"{name}: found a file; name the folder with config.json, vocab.txt and the weights")
     if not _HUB_ID.fullmatch(name) or Path(name.split("/")[0]).exists():  # a path whose first folder is here
-        raise InputError(f"{name}: no such model folder{_models_beside(folder)}")
+        told = _models_beside(folder) or "; name a folder with config.json, vocab.txt and weights, or a hub id"
+        raise InputError(f"{name}: no such model folder{told}")
     return _fetch(name, weights)
 
 
@@ -62,6 +65,14 @@ def _models_beside(folder: Path) -> str:
     """`; there are: ...` for the model folders where `folder` was looked for."""
     beside = sorted(path.parent.name for path in folder.parent.glob("*/config.json"))
     return f"; there are in {folder.parent}: {', '.join(beside[:8])}" if beside else ""
+
+
+def _models_below(folder: Path) -> list[str]:
+    """At most eight models in a run's or a fine-tuned model's folder; none if it is a model or tokenizer itself."""
+    if any((folder / name).exists() for name in (*CONFIG_FILES, *TOKENIZER_FILES[:2])) or has_weights(folder):
+        return []
+    below = sorted(str(path.parent) for pattern in ("*", "models/*") for path in folder.glob(f"{pattern}/config.json"))
+    return below[:8]
 
 
 def _fetch(name: str, weights: bool) -> Path:

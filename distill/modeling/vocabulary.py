@@ -107,7 +107,8 @@ def prune_vocabulary(
 def _choose_ids(
     model: ModelFiles, *, counts: NDArray[Any] | None, listed: Collection[str], min_count: int, size: int | None
 ) -> list[int]:
-    must_stay = {*special_tokens_of(model.tokenizer), *listed}
+    special = special_tokens_of(model.tokenizer)
+    must_stay = {*special, *listed}
     chosen = {i for i, token in enumerate(model.tokens) if token in must_stay}
     room = len(model.tokens) if size is None else size - len(chosen)
     if room < 0:
@@ -116,6 +117,8 @@ def _choose_ids(
         used = [i for i, token in enumerate(model.tokens) if token is not None and counts[i] >= max(min_count, 1)]
         used = sorted(set(used) - chosen, key=lambda i: (-counts[i], i))
         chosen.update(used[:room])
+    if all(model.tokens[i] in special for i in chosen):
+        raise InputError(f"{model.folder}: nothing but its special tokens would stay; check --text and --keep")
     return sorted(chosen)
 
 
