@@ -45,7 +45,7 @@ from distill.downstream.trainer import (
     LOSS,
     SCORE,
     SharingTrainer,
-    TellEpochs,
+    TellProgress,
     make_arguments,
     mean_loss,
     on_one_gpu,
@@ -71,7 +71,7 @@ def finetune(
 
     Args:
         data: with splits train and dev, and test if its answers are wanted.
-        show: is given a line an epoch, in the first process.
+        show: is given a line at the start, twice a minute and an epoch, in the first process.
         keep_model: whether the fine-tuned weights stay.
         distillation: learn from a teacher, too.
     Returns: what metrics.json holds; metrics are percents.
@@ -119,7 +119,7 @@ def _finetune(
         TaskObjective(student, task, distillation, matches) if distillation else LabelObjective(student),
         make_arguments(folder / CHECKPOINTS, hyperparameters, task, has_teacher=distillation is not None),
         collator(task, tokenizer), train_dataset=features, eval_dataset=encoded["dev"].features,
-        compute_metrics=dev_metrics, callbacks=[TellEpochs(task, show)],
+        compute_metrics=dev_metrics, callbacks=[TellProgress(task, show)],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     if trainer.args.process_index:

@@ -163,7 +163,7 @@ def _missing(task: Task, folder: Path, split: str) -> str:
     """What to say when a split's files are not there: what was looked for, where, and where it can be had."""
     names = [name if isinstance(name, str) else " + ".join(name) for name in task.files[split]]
     places = [str(folder / name) for name in (task.name, *task.folders)]
-    get = f"; the data: {task.source}" if task.source else ""
+    get = f"; the data: {task.source}, and --data names its folder" if task.source else "; --data names its folder"
     hub = f", or --data {HUB}{task.hub} online" if task.hub else ""
     return (
         f"{task.name}: no data for split '{split}': looked in {', '.join(places)} and {folder} for {' or '.join(names)}"

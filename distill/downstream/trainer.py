@@ -3,6 +3,7 @@
 # N rows, L tokens, C labels
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from distill.downstream.task import Task
 WARMUP_RATIO = 0.1
 WEIGHT_DECAY = 0.01
 EVAL_BATCH_SIZE = 64
+PROGRESS_SECONDS = 30
 SCORE, LOSS = "score", "mean_loss"
 
 
@@ -94,11 +96,27 @@ class SharingTrainer(Trainer):
         )
 
 
-class TellEpochs(TrainerCallback):
-    """Says what dev gave after an epoch."""
+class TellProgress(TrainerCallback):
+    """Says how many steps there are, twice a minute how far they are, and what dev gave after an epoch."""
 
-    def __init__(self, task: Task, show: Callable[[str], None]) -> None:
-        self.task, self.show = task, show
+    def __init__(self, task: Task, show: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self.task, self.show, self.clock = task, show, clock
+        self.start = self.told = clock()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.start = self.told = self.clock()
+        if state.is_world_process_zero:
+            self.show(f"{self.task.name}: {state.max_steps:,} steps in {args.num_train_epochs:g} epochs")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        now = self.clock()
+        if now - self.told < PROGRESS_SECONDS or not state.is_world_process_zero:
+            return
+        self.told = now
+        left = (now - self.start) / state.global_step * (state.max_steps - state.global_step)
+        self.show(
+            f"{self.task.name}: step {state.global_step:,} of {state.max_steps:,}, about {left / 60:.0f} min left"
+        )
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
