@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from distill import __version__
 from distill.cli_compare import add_compare_command
 from distill.cli_doctor import add_doctor_command
 from distill.cli_export import add_export_command
@@ -35,7 +36,7 @@ PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELO
 """What the system says to a path that the user named wrongly."""
 MOST_CHARS = 1000
 """Of an error message; a name may be a megabyte long."""
-SETTINGS = {"help_option_names": ["-h", "--help"]}
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 app = typer.Typer(
     help="Small, fast Chinese BERT encoders by staged distillation. --debug shows an error's traceback.",
     add_completion=True, pretty_exceptions_enable=False, context_settings=SETTINGS, rich_markup_mode=None,
@@ -44,7 +45,20 @@ segmenter_app = typer.Typer(help="Word segmenters.", context_settings=SETTINGS)
 add_segmenter_commands(segmenter_app)
 app.add_typer(segmenter_app, name="segmenter")
 app.add_typer(vocab_app, name="vocab")
-add_task_commands(app)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"distill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print it")] = False,
+) -> None:
+    """Options of no command."""
+
 
 TEXT_HELP = (
     "text files (also .gz, .xz, .zst, .jsonl, .parquet), folders, glob patterns, folders of `datasets`, hf:OWNER/NAME; "
@@ -203,6 +217,7 @@ def run_loaded_recipe(
 
 
 add_compare_command(app)
+add_task_commands(app)
 add_model_commands(app)
 add_report_commands(app)
 add_export_command(app)
@@ -289,7 +304,8 @@ def _leave_for(error: Exception, debug: bool) -> None:
     if hasattr(error, "format_message"):  # a mistake on the command line, as typer or click tells it
         context = getattr(error, "ctx", None)
         see = f"; see `{context.command_path} --help`" if context else ""
-        _leave(f"error: command line: {error.format_message().rstrip('.')}{see}", 2, debug)
+        told = " ".join(error.format_message().split())  # choices stand on lines of their own, behind tabs
+        _leave(f"error: command line: {told.rstrip('.')}{see}", 2, debug)
     if isinstance(error, typer.Abort):
         _leave("stopped", 130, debug)
     if type(error).__module__ == "distill.launch":

@@ -180,7 +180,9 @@ def predict(
 
 
 def grid(
-    grid: Annotated[str, typer.Argument(help="minirbt, minirbt-teacher, uer, clue, glue, sample, or a JSON file")],
+    grid: Annotated[
+        str, typer.Argument(help="minirbt, minirbt-teacher, uer, clue, clue-run, glue, sample, or a JSON file")
+    ],
     model: Annotated[list[str], typer.Option(help="model folder or hub id; repeatable")],
     data: Data = DATA,
     output: Output = OUTPUT,

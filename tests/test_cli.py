@@ -10,6 +10,8 @@ import time
 import pytest
 from fixtures_cli import ROOT, SENTENCES, VOCAB, complaint, nothing_written, run
 
+from distill import __version__
+
 pytest_plugins = ["fixtures_cli"]
 
 COMMANDS = [[], ["ref"], ["pack"], ["train"], ["models"], ["sample"], ["segmenter"], ["segmenter", "train"]]
@@ -36,6 +38,11 @@ def test_every_option_is_explained(command, capsys):
 def test_without_arguments_the_help_comes(capsys):
     assert run() == 0
     assert "Commands:" in capsys.readouterr().out
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"distill {__version__}\n"
 
 
 def test_help_imports_no_torch_and_comes_at_once():
