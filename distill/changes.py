@@ -101,6 +101,13 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"{folder}: cannot be written, you have no permission for {there}; name another folder")
 
 
+def check_writable_file(path: Path) -> None:
+    """InputError unless a file could be written at `path`."""
+    if path.is_dir():
+        raise InputError(f"{path}: a folder is there; name a file")
+    check_writable(path.parent)
+
+
 def check_places(recipe: Recipe) -> None:
     """InputError if something of the user's stands where a stage or a finished model goes, which would be replaced."""
     output = Path(recipe.output_dir)

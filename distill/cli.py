@@ -237,11 +237,14 @@ def inspect_packed(
     """Show rows of a packed dataset with word borders and one draw of masks, and the statistics of its tokens."""
     from rich.console import Console
 
+    from distill.changes import check_writable_file
     from distill.corpus.inspection import inspect_dataset
     from distill.corpus.inspection_page import write_page
     from distill.corpus.inspection_terminal import print_inspection
     from distill.modeling.models import find_model
 
+    if html is not None:
+        check_writable_file(html)
     folder = str(find_model(tokenizer, weights=False)) if tokenizer else None
     inspection = inspect_dataset(dataset, folder, num_rows=n, seed=seed)
     print_inspection(inspection, Console())

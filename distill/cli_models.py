@@ -144,16 +144,16 @@ def features(
     """Write the last hidden states of lines of text, one vector a line."""
     import numpy as np
 
-    from distill.changes import check_writable
+    from distill.changes import check_writable_file
     from distill.corpus.text import expand_text, is_blank, iter_lines
     from distill.durable import write_whole
     from distill.modeling.inference import text_features
     from distill.modeling.models import find_model
     from distill.pipeline import show_progress
 
-    if output.suffix != ".npy" or output.is_dir():
-        raise InputError(f"{output}: features are written as a file .npy; name such a file")
-    check_writable(output.parent)
+    if output.suffix != ".npy":
+        raise InputError(f"{output}: features are written as .npy; name such a file")
+    check_writable_file(output)
     folder = find_model(model)
     lines = {
         f"{path}: line {number}": line

@@ -149,19 +149,22 @@ def predict(
     ] = None,
 ) -> None:
     """Answer a split or a file with a fine-tuned model; measures it, too, where the labels are known."""
-    from distill.changes import check_writable
+    from distill.changes import check_writable, check_writable_file
     from distill.downstream.run import read_task_file
+    from distill.downstream.submission import submission_file, write_submission
     from distill.downstream.task_data import load_input, load_task_data
 
     task, labels, _ = read_task_file(model)
+    if submission is not None:
+        submission_file(submission, task)  # a task of no benchmark is said before torch is imported
+        check_writable(submission)
     split = "input" if rows is not None else split
     found = load_input(task, rows, labels) if rows is not None else load_task_data(task, data, [split], labels=labels)
-    check_writable(output.parent)
+    check_writable_file(output)
     from distill.downstream.finetune import predict as answer
     from distill.downstream.finetune import write_records
     from distill.downstream.label_report import MOST_COLUMNS, confusion_table, label_table
     from distill.downstream.scores import to_markdown
-    from distill.downstream.submission import write_submission
 
     for line in found.splits[split].notes:
         typer.echo(f"{task.name}, {split}: {line}", err=True)
@@ -284,6 +287,7 @@ def latency(
     output: Annotated[Path | None, typer.Option(help="write times and machine into this JSON file, too")] = None,
 ) -> None:
     """Time encoders side by side: p50 and p95 of a forward, tokens a second, speed-up, peak memory."""
+    from distill.changes import check_writable_file
     from distill.downstream.latency import describe_machine, latency_table, make_shapes, measure_latency
     from distill.downstream.latency import peak_memory as measure_memory
     from distill.downstream.scores import to_markdown
@@ -291,10 +295,14 @@ def latency(
     from distill.finetuning import name_models
     from distill.machine import num_cores
     from distill.modeling.models import find_model
+    from distill.pipeline import show_progress
 
+    if output is not None:
+        check_writable_file(output)
     found = name_models({name: find_model(name) for name in models})
     shapes = make_shapes(batch_size or (1, 32), length or (32, 128, 512), threads or (1, num_cores()))
-    timings = measure_latency(found, shapes, seconds=seconds)
+    with show_progress("timing", len(shapes), "shape") as advance:
+        timings = measure_latency(found, shapes, seconds=seconds, progress=advance)
     largest = max(shapes, key=lambda shape: shape.batch_size * shape.length)
     memory = {name: measure_memory(folder, largest.batch_size, largest.length) for name, folder in found.items()}
     machine = describe_machine()

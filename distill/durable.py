@@ -5,6 +5,7 @@ does as one. So a crash at any moment leaves the old content or the new one, and
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Replaces a file as a whole. OSError leaves the old one."""
+    if path.is_dir():  # the error of the rename would name the temporary file
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two may write the same, such as a report
     try:

@@ -3,6 +3,8 @@
 import os
 import stat
 
+import pytest
+
 from distill import durable
 from distill.durable import place_folder, write_whole
 
@@ -31,3 +33,10 @@ def test_a_folder_is_readable_for_those_who_may_read_new_files(tmp_path):
     (tmp_path / "new").touch()
     rights = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("new", "model/model.safetensors")]
     assert rights[0] == rights[1]
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_itself(tmp_path):
+    (tmp_path / "answers").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_whole(tmp_path / "answers", "")
+    assert caught.value.filename == str(tmp_path / "answers") and not [*(tmp_path / "answers").iterdir()]

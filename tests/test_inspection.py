@@ -143,8 +143,13 @@ def test_other_tokenizer_is_refused(dataset, tmp_path, tokens, message):
 
 
 def test_folder_without_dataset_is_refused(tmp_path, tokenizer):
-    with pytest.raises(InputError, match="not a packed dataset"):
+    with pytest.raises(InputError, match="not a packed dataset.*make it with"):
         inspect_dataset(tmp_path, tokenizer)
+
+
+def test_the_datasets_below_a_folder_are_named(dataset, tokenizer):
+    with pytest.raises(InputError, match=f"not a packed dataset.*there are below it: {dataset}; name one"):
+        inspect_dataset(dataset.parent, tokenizer)
 
 
 def test_command_prints_and_writes_the_page(dataset, tokenizer, tmp_path, capsys):

@@ -13,6 +13,7 @@ from distill.downstream.encoding import score_record
 from distill.downstream.examples import ChoiceQuestion, TextExample
 from distill.downstream.grid import Run
 from distill.downstream.label_report import confusion_table, label_table
+from distill.downstream.run import write_task_file
 from distill.downstream.submission import CLUE_FILES, GLUE_FILES, check_submission, submit_best, write_submission
 from distill.downstream.task import load_task, task_names
 from distill.errors import InputError
@@ -66,6 +67,17 @@ def test_a_submission_that_would_score_zero_is_refused(tmp_path, records, ids, m
 def test_a_task_of_no_benchmark_has_no_submission(tmp_path):
     with pytest.raises(InputError, match="lcqmc: neither CLUE nor GLUE takes answers for it"):
         write_submission(tmp_path, load_task("lcqmc"), RECORDS, IDS, ("0", "1"))
+
+
+@pytest.mark.parametrize(("task", "arguments", "words"), [
+    ("lcqmc", ["--output", "a.jsonl", "--submission", "s"], "lcqmc: neither CLUE nor GLUE takes answers for it"),
+    ("tnews", ["--output", "."], ".: a folder is there; name a file"),
+])  # fmt: skip
+def test_what_cannot_be_written_is_said_before_the_model_is_read(task, arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_task_file(tmp_path, load_task(task), load_task(task).labels, 32)  # there is no model
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"sentence": "a"}\n')))
+    assert words in complaint(capsys, "predict", str(tmp_path), "--input", "-", *arguments)
 
 
 def test_probabilities_are_the_softmax_of_the_logits():

@@ -86,7 +86,9 @@ def _find_splits(dataset: Path) -> tuple[dict[str, Path], dict[str, Any]]:
         return {dataset.name: dataset}, read_object(info, what="what is packed") if info.is_file() else {}
     found = {name: dataset / name for name in ("train", "dev") if (dataset / name / "state.json").is_file()}
     if not found:
-        raise InputError(f"{dataset}: not a packed dataset (no train/state.json); make it with `distill pack`")
+        below = sorted(str(path.parents[1]) for path in dataset.glob("*/train/state.json"))[:8]
+        told = f"there are below it: {', '.join(below)}; name one" if below else "make it with `distill pack`"
+        raise InputError(f"{dataset}: not a packed dataset (no train/state.json); {told}")
     info = dataset / "info.json"
     return found, read_object(info, what="what is packed") if info.is_file() else {}
 

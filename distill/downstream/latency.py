@@ -60,12 +60,16 @@ def make_shapes(batch_sizes: Iterable[int], lengths: Iterable[int], threads: Ite
     return [Shape(*values) for values in product(*(sorted(set(values)) for values in (batch_sizes, lengths, threads)))]
 
 
-def measure_latency(models: Mapping[str, Path], shapes: Sequence[Shape], *, seconds: float = 1.0) -> list[Timing]:
+def measure_latency(
+    models: Mapping[str, Path], shapes: Sequence[Shape], *, seconds: float = 1.0,
+    progress: Callable[[int], object] = lambda done: None,
+) -> list[Timing]:  # fmt: skip
     """Times every model in every shape.
 
     Args:
         models: name -> folder.
         seconds: how long each model is timed in each shape, at least; never fewer than MIN_ROUNDS forwards.
+        progress: is told of each shape that is done.
     Raises:
         InputError: a length over a model's positions; see load_masked_lm for the rest.
     """
@@ -78,6 +82,7 @@ def measure_latency(models: Mapping[str, Path], shapes: Sequence[Shape], *, seco
     for shape in shapes:
         with using_threads(shape.threads):
             timings += time_shape(_forwards(encoders, shape, device), shape, seconds=seconds)
+        progress(1)
     return timings
 
 

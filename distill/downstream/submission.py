@@ -36,6 +36,14 @@ Records = Sequence[Mapping[str, Any]]
 """Answers as `distill predict` writes them, in the order of the split."""
 
 
+def submission_file(folder: Path, task: Task) -> Path:
+    """The file that a task's benchmark takes; InputError if it is a task of none."""
+    known = {**CLUE_FILES, **GLUE_FILES}
+    if task.name not in known:
+        raise InputError(f"{task.name}: neither CLUE nor GLUE takes answers for it{nearest(task.name, known)}")
+    return folder / known[task.name]
+
+
 def write_submission(folder: Path, task: Task, records: Records, ids: Sequence[str], labels: Sequence[str]) -> Path:
     """Writes the file that a task's benchmark takes, and checks it.
 
@@ -45,10 +53,7 @@ def write_submission(folder: Path, task: Task, records: Records, ids: Sequence[s
     Raises:
         InputError: a task of no benchmark, answers that are not those of the split.
     """
-    known = {**CLUE_FILES, **GLUE_FILES}
-    if task.name not in known:
-        raise InputError(f"{task.name}: neither CLUE nor GLUE takes answers for it{nearest(task.name, known)}")
-    path = folder / known[task.name]
+    path = submission_file(folder, task)
     if task.name in GLUE_FILES:
         rows = [f"{index}\t{_glue_value(record['label'])}" for index, record in enumerate(records)]
         write_whole(path, "index\tprediction\n" + "".join(row + "\n" for row in rows))
