@@ -18,13 +18,14 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from distill.downstream.finetune import finetune, predict
 from distill.downstream.grid import Grid, count_runs, grid_names, list_runs, load_grid, with_tasks
 from distill.downstream.results import as_cells, best_results, details_table, read_runs
-from distill.downstream.run import finished_metrics, run_folder, with_defaults
+from distill.downstream.run import finished_metrics, model_name, run_folder, with_defaults
 from distill.downstream.scores import absolute_table, rule_for
 from distill.downstream.search import finetune_run, run_grid, search
 from distill.downstream.task import Task, load_task
 from distill.downstream.task_data import load_task_data
 from distill.downstream.trainer import TellProgress
 from distill.errors import InputError
+from distill.modeling.config import load_config
 
 HAN = [chr(0x4E00 + i) for i in range(30)]
 GOOD, BAD = HAN[:3], HAN[3:6]
@@ -168,6 +169,21 @@ def test_the_best_epoch_on_dev_stays(encoder, tmp_path):
     assert results["dev"]["metrics"] == kept
     assert min(scores) < max(scores), "the test needs epochs that differ"
     assert not (folder / "checkpoints").exists()
+
+
+def test_a_fine_tuned_model_is_called_by_model_and_task(tmp_path):
+    """All of them lie in folders named "model"."""
+    folder = tmp_path / "small/lcqmc/0950dca89b84/model"
+    folder.mkdir(parents=True)
+    assert model_name(str(folder), folder) == "model"
+    (folder / "task.json").touch()
+    assert model_name(str(folder), folder) == "small-lcqmc"
+
+
+def test_the_samples_tasks_fit_the_samples_models():
+    positions = load_config("distill_configs/sample/narrow-deep.json").max_position_embeddings
+    tasks = load_grid("sample").tasks
+    assert tasks and all(load_task(name).defaults.max_length <= positions for name in tasks)
 
 
 def test_a_long_run_says_twice_a_minute_how_far_it_is():
@@ -456,7 +472,7 @@ def test_a_grid_in_several_processes_gives_the_same(encoder, tmp_path, small_gri
         (["finetune", "MODEL", "--task", "tnews", "--data", "empty"], "tnews: no data for split 'dev': looked in"),
         (["finetune", "nowhere", "--task", "TASK", "--data", "DATA"], "nowhere: no such model folder"),
         (["finetune", "MODEL", "--task", "TASK", "--data", "DATA", "--max-length", "65"],
-         "--max-length 65, but the model has 64 positions"),
+         "--max-length 65 (in a grid, max_length), but the model has 64 positions"),
         (["finetune", "MODEL", "--task", "TASK", "--data", "DATA", "--learning-rate", "0"],
          "--learning-rate must be above 0, found 0"),
         (["predict", "MODEL", "--data", "DATA", "--output", "x"], "no task.json there; name the folder 'model'"),

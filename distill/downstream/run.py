@@ -21,6 +21,7 @@ from distill.json_file import read_json
 
 METRICS_FILE = "metrics.json"
 TASK_FILE = "task.json"
+MODEL_FOLDER = "model"
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".txt")
 TAUGHT = "+kd"
 """What the name of a model that learned a task from a teacher ends with."""
@@ -97,7 +98,10 @@ def digest_model(folder: Path) -> str:
 
 
 def model_name(given: str, folder: Path) -> str:
-    """What a model that was given as folder or hub id is called in tables and paths."""
+    """What a model that was given as folder or hub id is called in tables and paths; MODEL-TASK if a run left it."""
+    place = folder.resolve()
+    if place.name == MODEL_FOLDER and (place / TASK_FILE).is_file() and len(place.parents) > 2:
+        return f"{place.parents[2].name}-{place.parents[1].name}"
     return folder.resolve().name if Path(given).is_dir() else given.rpartition("/")[2]
 
 

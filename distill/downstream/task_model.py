@@ -90,8 +90,8 @@ def check_model(folder: Path, max_length: int) -> BertTokenizer:
         )
     if max_length > config.max_position_embeddings:
         raise InputError(
-            f"{folder}: --max-length {max_length}, but the model has {config.max_position_embeddings} positions; "
-            f"give at most that many"
+            f"{folder}: --max-length {max_length} (in a grid, max_length), but the model has "
+            f"{config.max_position_embeddings} positions; give at most that many"
         )
     return tokenizer
 
