@@ -68,13 +68,18 @@ if __name__ == "__main__":
 
     def app(environ, start_response):
         try:
-            body = environ["wsgi.input"].read(max(0, int(environ["CONTENT_LENGTH"])))
+            body = environ["wsgi.input"].read(max(0, int(environ.get("CONTENT_LENGTH") or 0)))
             status, answer = "200 OK", model(json.loads(body))
         except (ValueError, TypeError, RecursionError) as error:  # no JSON, no UTF-8, half a character
             status, answer = "400 Bad Request", {"error": str(error)}
         start_response(status, [("Content-Type", "application/json")])
         return [json.dumps(answer).encode()]
 
-    with make_server("127.0.0.1", int(sys.argv[2]), app) as server:
-        print(f"http://127.0.0.1:{server.server_port}", flush=True)
-        server.serve_forever()
+    try:
+        with make_server("127.0.0.1", int(sys.argv[2]), app) as server:
+            print(f"http://127.0.0.1:{server.server_port}", flush=True)
+            server.serve_forever()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (OSError, OverflowError) as error:  # a port that is taken, or none
+        sys.exit(f"error: port {sys.argv[2]}: {error}")

@@ -276,6 +276,12 @@ def test_weights_without_vocabulary_need_one_named(uer_file, tmp_path):
     assert "--tokenizer" in refusal(uer_file, tmp_path / "hf", to="hf")
 
 
+def test_a_vocabulary_that_is_none_is_named(uer_file, tmp_path):
+    (tmp_path / "words.txt").write_text("天\n")
+    message = refusal(uer_file, tmp_path / "hf", to="hf", tokenizer=tmp_path / "words.txt")
+    assert "words.txt: the vocabulary has no [PAD]" in message
+
+
 def test_what_stands_at_the_output_is_not_replaced(uer_file, vocabulary, tmp_path):
     (tmp_path / "hf").mkdir()
     assert "exists already" in refusal(uer_file, tmp_path / "hf", to="hf", tokenizer=vocabulary)

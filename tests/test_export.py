@@ -204,6 +204,14 @@ def test_a_server_needs_no_torch_and_answers_wrong_requests(server, exported):
     assert post(server, json.dumps(TEXTS[:1]).encode())[0] == 200
 
 
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_one_line(server, exported, python):
+    done = subprocess.run(
+        [python, str(SERVE), str(exported), server.rpartition(":")[2]], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: port ")
+
+
 @pytest.mark.parametrize("arguments", [[], ["no/such", "0"], [".", "0"], [".", "x"]])
 def test_a_server_without_an_export_is_one_line(arguments, python, tmp_path):
     done = subprocess.run([python, str(SERVE), *arguments], cwd=tmp_path, capture_output=True, text=True)
@@ -391,6 +399,17 @@ def test_a_cased_vocabulary_keeps_its_case_in_the_export(tmp_path):
     write_tokenizer(made, tmp_path)
     ids = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("Hello hello").ids
     assert ids == made.tokenizer("Hello hello")["input_ids"] == [2, 35, 36, 3]
+
+
+def test_the_tokens_of_a_fine_tuned_model_are_in_vocab_txt_too(tmp_path):
+    """Its own folder has tokenizer.json alone, which servers in other languages cannot read."""
+    folder = write_encoder(tmp_path / "m")
+    tokens = (folder / "vocab.txt").read_text(encoding="utf-8").split()
+    made = load_exportable(folder)
+    (folder / "vocab.txt").unlink()
+    (tmp_path / "out").mkdir()
+    write_tokenizer(made, tmp_path / "out")
+    assert (tmp_path / "out/vocab.txt").read_text(encoding="utf-8").split() == tokens
 
 
 def test_sample_texts_are_sentences_and_documents():

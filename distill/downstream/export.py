@@ -153,11 +153,13 @@ def _random_inputs(models: Sequence[Exportable], shape: Shape) -> Inputs:
 
 
 def write_tokenizer(exportable: Exportable, folder: Path) -> None:
-    """Writes the tokenizer's files, tokenizer.json among them, which needs no transformers."""
+    """Writes the tokenizer's files, tokenizer.json and vocab.txt among them, which need no transformers."""
     exportable.tokenizer.save_pretrained(folder)
     vocabulary = exportable.folder / "vocab.txt"
     if vocabulary.is_file():
         shutil.copyfile(vocabulary, folder / "vocab.txt")
+    else:  # of a fine-tuned model, whose tokens stand in tokenizer.json
+        exportable.tokenizer.backend_tokenizer.model.save(str(folder))
 
 
 def _description(exportable: Exportable) -> dict[str, Any]:

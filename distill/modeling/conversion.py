@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
 from distill.corpus.tokenizing import load_tokenizer
-from distill.corpus.vocabulary import read_vocabulary, refuse_existing, tokens_by_id
+from distill.corpus.vocabulary import SPECIAL_TOKENS, read_vocabulary, refuse_existing, tokens_by_id
 from distill.durable import place_folder
 from distill.errors import InputError
 from distill.json_file import read_object
@@ -228,6 +228,8 @@ def _find_tokenizer(source: Path, given: Path | None) -> Path | None:
 
 def _check_vocabulary(tokenizer: Path, config: BertConfig, *, where: str) -> None:
     tokens = read_vocabulary(tokenizer) if tokenizer.is_file() else tokens_by_id(load_tokenizer(tokenizer))
+    if lacking := [token for token in SPECIAL_TOKENS if token not in tokens]:
+        raise InputError(f"{tokenizer}: the vocabulary has no {lacking[0]}; take the model's own")
     if len(tokens) != config.vocab_size:
         logger.warning("%s: %d embedding rows for the %d tokens of %s; `distill vocab repair` makes them agree", where,
                        config.vocab_size, len(tokens), tokenizer)  # fmt: skip
