@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from distill.corpus import alignment, shards
+from distill.corpus.perceptron_training import train_perceptron
 from distill.corpus.prepare import prepare_dataset
-from distill.corpus.segment import RunSegmenter, load_segmenter, train_perceptron
+from distill.corpus.segment import RunSegmenter, load_segmenter
 from distill.corpus.tokenizing import load_tokenizer
 from distill.recipe_file import check_data_fields
 

@@ -7,8 +7,7 @@ from torch.utils.data import DataLoader
 
 from distill.corpus.batches import DevBatches, MicroBatch, StepBatches
 from distill.corpus.masking import MaskVocabulary
-from distill.corpus.packing import PackedRows
-from distill.corpus.rows import RowWriter
+from distill.corpus.rows import PackedRows, RowWriter
 from distill.errors import InputError
 
 NUM_ROWS, ROW_LENGTH = 37, 16

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distill.corpus.dictionary import read_dictionary, with_dictionary
+from distill.corpus.perceptron_training import train_perceptron as train
 from distill.corpus.segment import add_dictionary, check_segmenter, load_segmenter, segmenter_fingerprint
-from distill.corpus.segment import train_perceptron as train
 from distill.errors import InputError
 
 SENTENCES = Path(__file__).parent / "data" / "segmented_sentences.txt"

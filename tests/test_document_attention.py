@@ -10,8 +10,7 @@ from transformers import BertConfig, BertForMaskedLM
 from distill.corpus.batches import DevBatches, StepBatches
 from distill.corpus.masking import MaskVocabulary
 from distill.corpus.packer import Packer
-from distill.corpus.packing import PackedRows
-from distill.corpus.rows import RowWriter
+from distill.corpus.rows import PackedRows, RowWriter
 from distill.training.objective import Needs, encode
 
 PAD, CLS, SEP, LENGTH = 0, 2, 3, 24

@@ -24,11 +24,11 @@ import pytest
 import zstandard
 from fixtures_cli import ROOT, VOCAB, bert
 from mutations import NASTY, mutate_bytes, mutate_json
+from references import read_reference
 
 from distill.cli import one_line, parse_fields
 from distill.corpus.data_json import read_data_json
 from distill.corpus.ltp_models import inspect_folder
-from distill.corpus.reference import read_reference
 from distill.corpus.rows import PackedRows, RowWriter
 from distill.corpus.shards import ShardSetup, tokenize_shard
 from distill.corpus.source import iter_shards, scan_sources
@@ -97,7 +97,7 @@ def _read_reference(path: Path) -> None:
     """Both ways to read references take and refuse the same lines."""
     text = path.with_name("text.txt")
     text.write_text(TEXT, encoding="utf-8")
-    positions = list(read_reference(path, text))
+    positions = read_reference(path, text)
     setup = ShardSetup(_tokenizer_json(), None)
     try:
         for shard in iter_shards(scan_sources([(text, path)])):

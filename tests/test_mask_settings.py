@@ -8,8 +8,7 @@ import pytest
 
 from distill.corpus.batches import DevBatches, StepBatches
 from distill.corpus.masking import MaskVocabulary
-from distill.corpus.packing import PackedRows
-from distill.corpus.rows import RowWriter
+from distill.corpus.rows import PackedRows, RowWriter
 from distill.corpus.schedule import scheduled_value
 from distill.errors import InputError
 from distill.recipe import MaskSchedule

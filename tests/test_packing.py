@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from distill.corpus import rows as rows_module
 from distill.corpus import source as source_module
-from distill.corpus.packing import PackedRows, data_hash, pack_corpus
+from distill.corpus.hashing import data_hash
+from distill.corpus.packing import pack_corpus
+from distill.corpus.rows import PackedRows
 from distill.corpus.tokenizing import load_tokenizer
 from distill.errors import InputError
 

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import continuation_of, read_reference
 from tokenizers.normalizers import BertNormalizer
 
 from distill.corpus import rows as rows_module
 from distill.corpus import source, workers
 from distill.corpus.lock import exclusive
-from distill.corpus.packing import PackedRows, pack_corpus, work_folder
+from distill.corpus.packing import pack_corpus, work_folder
+from distill.corpus.perceptron_training import train_perceptron
 from distill.corpus.prepare import prepare_dataset, prepare_references
-from distill.corpus.reference import continuation_of, read_reference
-from distill.corpus.segment import load_segmenter, train_perceptron
+from distill.corpus.rows import PackedRows
+from distill.corpus.segment import load_segmenter
 from distill.corpus.shards import tokenize_shard
 from distill.corpus.text import is_blank, iter_lines
 from distill.corpus.tokenizing import load_tokenizer

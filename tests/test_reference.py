@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import continuation_of, read_reference
 from transformers import BertTokenizer
 
 from distill.corpus import alignment, reference, source
 from distill.corpus.characters import runs
-from distill.corpus.reference import continuation_of, read_reference, reference_paths, write_references
-from distill.corpus.segment import Segmenter, load_segmenter, train_perceptron
+from distill.corpus.perceptron_training import train_perceptron
+from distill.corpus.reference import reference_paths, write_references
+from distill.corpus.segment import Segmenter, load_segmenter
 from distill.errors import InputError
 
 SENTENCES = Path(__file__).parent / "data" / "segmented_sentences.txt"
@@ -222,7 +224,7 @@ def test_one_list_a_line_blank_lines_included(tmp_path: Path, tokenizer_dir: Pat
     assert (tmp_path / "out/x_ref.txt").read_bytes() == b"[2]\n[]\n[]\n[2, 3, 6, 8, 10]\n[]\n[2]\n[]\n"
     assert counts == {"lines": 7, "characters": 24, "words": 10, "marks": 7}
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["x_ref.txt"]
-    assert list(read_reference(tmp_path / "out/x_ref.txt", text)) == [[2], [], [], [2, 3, 6, 8, 10], [], [2], []]
+    assert read_reference(tmp_path / "out/x_ref.txt", text) == [[2], [], [], [2, 3, 6, 8, 10], [], [2], []]
 
 
 def test_processes_and_chunks_change_nothing(
@@ -320,7 +322,7 @@ def test_what_is_written_is_what_alignment_says(
     spec = f"ltp:{perceptron_dir}"
     write_references([text], [folder / "x_ref.txt"], segmenter=spec, tokenizer_dir=str(tokenizer_dir))
     expected = continuation_of(["好", *lines], perceptron.segment(["好", *lines]), tokenizer)
-    found = list(read_reference(folder / "x_ref.txt", text))
+    found = read_reference(folder / "x_ref.txt", text)
     assert found == [(np.flatnonzero(continuation) + 1).tolist() for _, continuation in expected]
 
 
@@ -330,15 +332,15 @@ def test_what_is_written_is_what_alignment_says(
 def test_references_without_blank_lines_load(tmp_path: Path) -> None:
     """MiniRBT's and transformers' scripts write no line for a blank text line."""
     text = write(tmp_path / "x.txt", "天气很好\n\n\u3000\n很好\n")
-    assert list(read_reference(write(tmp_path / "r.txt", "[2]\n[]\n"), text)) == [[2], [], [], []]
-    assert list(read_reference(write(tmp_path / "r.txt", "[2]\n[]\n[]\n[2]"), text)) == [[2], [], [], [2]]
+    assert read_reference(write(tmp_path / "r.txt", "[2]\n[]\n"), text) == [[2], [], [], []]
+    assert read_reference(write(tmp_path / "r.txt", "[2]\n[]\n[]\n[2]"), text) == [[2], [], [], [2]]
 
 
 @pytest.mark.parametrize("references", ["", "[2]\n", "[2]\n[]\n[]\n", "[2]\n" * 5])
 def test_a_reference_of_another_length_is_refused(tmp_path: Path, references: str) -> None:
     text = write(tmp_path / "x.txt", "天气很好\n\n\n很好\n")
     with pytest.raises(InputError, match=r"r\.txt: \d lines, but .*x\.txt has 4 \(2 of them not blank\)"):
-        list(read_reference(write(tmp_path / "r.txt", references), text))
+        read_reference(write(tmp_path / "r.txt", references), text)
 
 
 @pytest.mark.parametrize("line", ["", "2", "[2", "[0]", "[-1]", "[3, 2]", "[2, 2]", "[2.0]", '["2"]', "[true]", "{}"])
@@ -346,9 +348,9 @@ def test_a_malformed_line_is_named(tmp_path: Path, line: str) -> None:
     text = write(tmp_path / "x.txt", "天气很好\n很好\n好\n")
     reference_file = write(tmp_path / "r.txt", f"[2]\n{line}\n[]\n")
     with pytest.raises(InputError, match=r"r\.txt: line 2: found .*not a JSON list of ascending positions"):
-        list(read_reference(reference_file, text))
+        read_reference(reference_file, text)
 
 
 def test_a_missing_reference_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.txt: cannot be read"):
-        list(read_reference(tmp_path / "none.txt", write(tmp_path / "x.txt", "天\n")))
+        read_reference(tmp_path / "none.txt", write(tmp_path / "x.txt", "天\n"))

@@ -60,7 +60,7 @@ def test_latin_words_keep_the_space_between_them() -> None:
 
 def test_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Fixed("天气 很好", "我 们 研究 生命 起源")
-    monkeypatch.setattr("distill.corpus.segment.load_segmenter", lambda _: found)
+    monkeypatch.setattr("distill.corpus.scoring.load_segmenter", lambda _: found)
     gold = write(tmp_path / "gold.txt", "天气 很 好\n我们 研究 生命 起源\n")
     score = score_segmenter("x", [gold], training_words=write(tmp_path / "known.txt", "天气 很\n研究 我们\n"))
     assert (score.sentences, score.characters, score.gold_words, score.found_words) == (2, 12, 7, 7)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from distill.corpus.characters import DROPPED_RANGES, SPACE_RANGES, runs, windows
 from distill.corpus.ltp_models import is_hub_id
+from distill.corpus.perceptron_training import train_perceptron
 from distill.corpus.scoring import word_f1
 from distill.corpus.segment import (
     Segmenter,
@@ -21,7 +22,6 @@ from distill.corpus.segment import (
     load_segmenter,
     resolve_segmenter,
     segmenter_fingerprint,
-    train_perceptron,
 )
 from distill.errors import InputError
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,25 +24,16 @@ BATCH_CHARS = 200_000  # bounds the memory of the tokenizer's results, about 0.5
 _TOKEN_BORDER = re.compile("[ \t\u3000\u4e00-\u9fff]")
 
 
-def continuation_of(
-    lines: Sequence[str], words: Sequence[Sequence[str]], tokenizer: Any
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each line its input_ids [L] (int32, no special tokens) and whether each token continues a word [L] (bool).
+def align(
+    lines: Sequence[str], words: Sequence[Sequence[str]], tokenizer: "Tokenizer"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The tokens of all lines in one: input_ids [T] (int32, no special tokens), whether each continues a word [T]
+    (bool), and num_tokens [lines].
 
     Args:
         words: of each line, as a Segmenter gives them.
-        tokenizer: a transformers BertTokenizer, or the tokenizers.Tokenizer inside it.
     """
-    input_ids, continuation, num_tokens = align(lines, words, tokenizer)
-    borders = np.cumsum(num_tokens)[:-1]
-    return list(zip(np.split(input_ids, borders), np.split(continuation, borders), strict=True)) if len(lines) else []
-
-
-def align(
-    lines: Sequence[str], words: Sequence[Sequence[str]], tokenizer: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As continuation_of, for all lines in one: input_ids [T], continuation [T], num_tokens [lines]."""
-    backend = without_limits(getattr(tokenizer, "backend_tokenizer", tokenizer))
+    backend = without_limits(tokenizer)
     input_ids, starts, num_tokens = tokenize_lines(lines, backend)
     word_of_token = _word_of_character(lines, words)[starts]
     # Not "starts inside a word": a word's first character may be one that the tokenizer strips, such as an accent.

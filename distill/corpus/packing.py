@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.corpus.hashing import FORMAT_VERSION, Files, data_hash
+from distill.corpus.hashing import FORMAT_VERSION, Files
 from distill.corpus.layouts import LAYOUTS
 from distill.corpus.masking import MaskVocabulary
 from distill.corpus.order import permuted_row, sample_key
 from distill.corpus.packer import Packer
 from distill.corpus.reference import ReferenceFiles, warn_of_unsplit_text
-from distill.corpus.rows import PackedRows, RowWriter
+from distill.corpus.rows import RowWriter
 from distill.corpus.segment import is_neural, resolve_segmenter
 from distill.corpus.shard_store import ShardStore
 from distill.corpus.shards import Shard, ShardSetup, ShardTokens
@@ -38,8 +38,6 @@ from distill.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer
-
-__all__ = ["PackedRows", "data_hash", "pack_corpus"]
 
 logger = logging.getLogger(__name__)
 

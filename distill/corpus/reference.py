@@ -6,29 +6,20 @@ format). A blank line has []. The lists themselves are made in shards.py, togeth
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
-from distill.corpus.alignment import align, continuation_of
 from distill.corpus.segment import is_neural, resolve_segmenter
 from distill.corpus.shard_store import ShardStore
-from distill.corpus.shards import ShardSetup, parse_positions
-from distill.corpus.source import NEURAL_SHARD_CHARS, Source, iter_references, iter_shards, scan_source
+from distill.corpus.shards import ShardSetup
+from distill.corpus.source import NEURAL_SHARD_CHARS, Source, iter_shards
 from distill.corpus.text import REFERENCE_ENDING
 from distill.corpus.text_names import without_skip_bad
 from distill.corpus.tokenizing import load_tokenizer
 from distill.corpus.workers import tokenize_in_order
 from distill.errors import InputError
-
-__all__ = [
-    "align",
-    "continuation_of",
-    "read_reference",
-    "reference_paths",
-    "write_references",
-]
 
 UNSPLIT_CHARS = 6  # characters a word; segmented Chinese has under 2, with its spaces under 3
 
@@ -160,18 +151,3 @@ class ReferenceFiles:
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 self.open_file = file.with_name(file.name + ".tmp").open("wb")
-
-
-def read_reference(path: Path, text_file: Path) -> Iterator[list[int]]:
-    """One list of positions a line of the text, [] for a blank one.
-
-    A reference with as many lines as the text has lines that are not blank (MiniRBT's and transformers' scripts leave
-    those out) is read that way.
-
-    Raises:
-        InputError: if the number of lines fits neither way, or a line (named by its number) is not a list of ascending
-            positions from 1.
-    """
-    source = scan_source(text_file, path)
-    for number, line in iter_references(source):
-        yield parse_positions(path, number, line)

@@ -12,6 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from distill.corpus.characters import runs
+from distill.corpus.segment import load_segmenter
 from distill.corpus.text import iter_lines
 from distill.corpus.text_names import COMPRESSIONS, text_file
 from distill.errors import InputError
@@ -64,8 +65,6 @@ def score_segmenter(spec: str, gold: Sequence[Path], *, training_words: Path | N
     Raises:
         InputError: unusable segmenter, or no sentences in the gold text.
     """
-    from distill.corpus.segment import load_segmenter  # which scores what it trains, by way of perceptron_training
-
     segmenter = load_segmenter(spec)
     known = None if training_words is None else read_words(training_words)
     sentences = [words for file in gold for words in read_gold(file)]

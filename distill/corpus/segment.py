@@ -26,20 +26,7 @@ from distill.corpus import ltp_models
 from distill.corpus.characters import runs, windows
 from distill.corpus.dictionary import Cut, dictionary_fingerprint, read_dictionary, with_dictionary
 from distill.corpus.ltp_neural import load_neural, neural_windows
-from distill.corpus.perceptron_training import train_perceptron
 from distill.errors import InputError
-
-__all__ = [
-    "Segmenter",
-    "add_dictionary",
-    "check_segmenter",
-    "is_neural",
-    "load_segmenter",
-    "resolve_segmenter",
-    "segmenter_fingerprint",
-    "train_perceptron",
-    "words_fingerprint",
-]
 
 KINDS = "ltp:FOLDER (or ltp:HUB_ID such as ltp:LTP/small), jieba, or words (text already split by spaces)"
 RULES_VERSION = "1"  # of cleaning, windows and type rules; raise it when they change what comes out

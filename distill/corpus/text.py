@@ -11,7 +11,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -261,12 +261,3 @@ def _estimate_characters(text: Path) -> float:
 def is_blank(line: str) -> bool:
     """Whether a line ends a document: empty or white space only, as in MiniRBT and transformers' reference scripts."""
     return not line or line.isspace()
-
-
-def count_lines(lines: Iterable[str]) -> tuple[int, int]:
-    """(all lines, lines that are not blank)."""
-    total = blank = 0
-    for line in lines:
-        total += 1
-        blank += is_blank(line)
-    return total, total - blank

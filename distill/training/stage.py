@@ -15,7 +15,7 @@ from transformers import BertForMaskedLM
 from distill.corpus.batches import DevBatches, MicroBatch, StepBatches
 from distill.corpus.masking import MaskVocabulary
 from distill.corpus.order import locate_samples, sample_key
-from distill.corpus.packing import PackedRows
+from distill.corpus.rows import PackedRows
 from distill.corpus.schedule import scheduled_value
 from distill.modeling.models import load_config, load_masked_lm, load_tokenizer, save_model
 from distill.modeling.weight_files import has_head
