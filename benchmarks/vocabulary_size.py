@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from transformers import AlbertConfig, AlbertForMaskedLM, BertConfig, BertForMaskedLM
 
+from distill.markdown import markdown_table
 from distill.modeling.architectures import albert_tiny, named_config
-from distill.modeling.comparison import format_columns
 from distill.modeling.counting import count_parameters
 
 MODELS = {
@@ -94,7 +94,7 @@ def main() -> None:
          f"{tokens / train:,.0f}", f"{first[0] / train:.2f}", f"{tokens / predict:,.0f}", f"{first[1] / predict:.2f}"]
         for name, (train, predict) in medians.items()
     ]  # fmt: skip
-    print(format_columns(head, rows))
+    print(markdown_table(head, rows))
     print(json.dumps({"batch": arguments.batch, "length": arguments.length, "seconds": medians}))
 
 

@@ -12,6 +12,7 @@ ORDER = [
     "errors",
     "durable",
     "json_file",
+    "markdown",
     "shipped",
     "machine",
     "recipe_types",

@@ -36,11 +36,10 @@ _NEVER = -1e4
 """The score of padding: its probability is 0 in float32 and in bfloat16."""
 
 
-def find_matches(distillation: Distillation, student: Path, *, where: str = "--match") -> list[Match]:
+def find_matches(distillation: Distillation, student: Path) -> list[Match]:
     """The matches of a distillation as TextBrewer takes them; InputError if they do not fit the two models."""
-    return resolve_matches(
-        list(distillation.matches), load_config(distillation.teacher), load_config(student), where=where
-    )
+    configs = load_config(distillation.teacher), load_config(student)
+    return resolve_matches(list(distillation.matches), *configs, where="--match")
 
 
 def check_teacher(distillation: Distillation, student: Path, task: Task, labels: tuple[str, ...] = ()) -> None:

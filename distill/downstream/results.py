@@ -35,9 +35,9 @@ class Result:
     seeds: tuple[int, ...]
     num_settings: int
 
-    def cell(self, digits: int = 2) -> Cell:
+    def cell(self) -> Cell:
         """Dev metrics as a cell of scores.py."""
-        return to_cell([self.dev[name] for name in self.metric_names], digits)
+        return to_cell([self.dev[name] for name in self.metric_names])
 
 
 def read_runs(folders: Iterable[Path]) -> list[dict[str, Any]]:

@@ -1,5 +1,5 @@
-"""Results of models on tasks as tables: absolute, relative to a teacher, two recipes side by side, speed-up; and the
-one score that UER, CLUE and GLUE make of a row.
+"""Results of models on tasks as tables: absolute, relative to a teacher, two recipes side by side; and the one score
+that UER, CLUE and GLUE make of a row.
 
 All sums are decimal and round halves up: 75.85 is 75.9, as published tables have it, where floats would say 75.8.
 """
@@ -13,6 +13,7 @@ from decimal import ROUND_HALF_UP, Decimal
 
 from distill.errors import InputError
 from distill.json_file import nearest
+from distill.markdown import markdown_table
 
 Cell = tuple[Decimal, ...]
 """A model's metrics on a task in percent: one, or two (F1 and exact match)."""
@@ -50,22 +51,9 @@ SCORE_RULES = {
 """The rules by which the published scores come out of the published cells."""
 
 
-def parse_cell(text: str) -> Cell:
-    """`87.3/68` as decimals. Raises InputError if it is no number or two."""
-    try:
-        return tuple(Decimal(part.strip()) for part in text.split("/"))
-    except ArithmeticError:
-        raise InputError(f"'{text}' is no cell of results; expected a number, or two as in 87.3/68") from None
-
-
 def to_cell(values: Sequence[float], digits: int = 2) -> Cell:
     """Measured metrics rounded to `digits` decimals."""
     return tuple(round_half_up(Decimal(repr(float(value))), digits) for value in values)
-
-
-def mean_cell(cells: Sequence[Cell]) -> Cell:
-    """The mean of several runs, metric by metric."""
-    return tuple(sum(values, Decimal()) / len(values) for values in zip(*cells, strict=True))
 
 
 def round_half_up(value: Decimal, digits: int) -> Decimal:
@@ -139,25 +127,9 @@ def comparison_table(results: Results, first: str, second: str) -> Table:
     return Table(("Model", *tasks), (*rows, ("difference", *gains)))
 
 
-def speedup_table(seconds: Mapping[str, float], teacher: str) -> Table:
-    """How many times faster than the teacher each model is, from seconds for the same work."""
-    if teacher not in seconds:
-        raise InputError(f"no time of the teacher '{teacher}'{nearest(teacher, seconds)}")
-    exact = {model: Decimal(repr(float(value))) for model, value in seconds.items()}
-    rows = [(model, f"{value:.4g}", f"{_plain(round_half_up(exact[teacher] / exact[model], 1))}x")
-            for model, value in seconds.items()]  # fmt: skip
-    return Table(("Model", "Seconds", "Speedup"), tuple(rows))
-
-
 def to_markdown(table: Table) -> str:
     """The table in Markdown, columns aligned."""
-    rows = [tuple(cell.replace("|", "\\|") for cell in row) for row in (table.columns, *table.rows)]
-    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(table.columns))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
-    return "\n".join(lines) + "\n"
+    return markdown_table(table.columns, table.rows) + "\n"
 
 
 def to_csv(table: Table) -> str:
@@ -171,9 +143,6 @@ def to_json(table: Table) -> str:
     """The table as a JSON list of objects, one a row, keys as in the head."""
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     return json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
-
-
-FORMATS: dict[str, Callable[[Table], str]] = {"markdown": to_markdown, "csv": to_csv, "json": to_json}
 
 
 def _tasks(results: Results) -> list[str]:

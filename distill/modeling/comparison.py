@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from distill.markdown import markdown_table
 from distill.modeling.architectures import MINIRBT
 from distill.modeling.counting import count_parameters, flops_per_token
 from distill.modeling.models import load_config
@@ -43,22 +44,13 @@ def comparison_table(paths: Sequence[Path]) -> str:
                 f"{flops_per_token(config, min(LENGTH, config.max_position_embeddings)) / 1e6:.1f}",
             ]  # fmt: skip
         )
-    return format_columns(head, rows)
+    return markdown_table(head, rows)
 
 
 def model_name(model: str | Path) -> str:
     """What a config file, a model folder or an architecture is called in a table."""
     path = Path(model)
     return path.stem if path.suffix == ".json" else path.name
-
-
-def format_columns(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table whose columns are aligned as text."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [head, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )
 
 
 def _millions(count: int, decimals: int) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from transformers import AlbertConfig, BertConfig
 
+from distill.markdown import markdown_table
 from distill.modeling.architectures import NAMES, albert_tiny, named_config
-from distill.modeling.comparison import LENGTH, format_columns, model_name, shipped_configs
+from distill.modeling.comparison import LENGTH, model_name, shipped_configs
 from distill.modeling.config import load_config
 from distill.modeling.counting import Parameters, count_parameters, flops_per_token
 
@@ -91,9 +92,9 @@ def counts_tables(models: Sequence[str | Path]) -> str:
             "MB (float32)", f"MFLOPs/token (L={LENGTH})"]  # fmt: skip
     counted = {model_name(model): (config := _config_of(model), count_parameters(config)) for model in models}
     rows = [_row(name, config, counts) for name, (config, counts) in counted.items()]
-    tables = [format_columns(head, rows), "MB: a masked-LM file, 1 MB = 10^6 bytes. Embeddings: with their LayerNorm."]
+    tables = [markdown_table(head, rows), "MB: a masked-LM file, 1 MB = 10^6 bytes. Embeddings: with their LayerNorm."]
     if figures := list(_figure_rows({name: counts for name, (_, counts) in counted.items()})):
-        tables.append(format_columns(["Model", "Published", "Of", "By", "Reproduced by"], figures))
+        tables.append(markdown_table(["Model", "Published", "Of", "By", "Reproduced by"], figures))
     return "\n\n".join(tables)
 
 

@@ -17,6 +17,7 @@ MOST_POINTS = 240
 """Of a line; neighbours are averaged where there are more."""
 MOST_DOTS = 30
 """Lines of up to so many points show each of them, with its value."""
+MOST_TICKS = 5
 LOG_RATIO = 30
 """A positive quantity whose largest value is so many times its smallest gets a logarithmic axis."""
 
@@ -46,17 +47,17 @@ class Axis:
         low, high, value = (math.log(v) if self.is_log else v for v in (self.low, self.high, value))
         return self.start + (self.end - self.start) * (value - low) / (high - low)
 
-    def ticks(self, most: int = 5) -> list[float]:
-        """Round numbers within the axis."""
+    def ticks(self) -> list[float]:
+        """About MOST_TICKS round numbers within the axis."""
         if self.is_log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             for factors in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
                 found = [f * 10.0**p for p in powers for f in factors if self.low <= f * 10.0**p <= self.high]
                 if len(found) >= 3:
-                    return found if len(found) <= most + 2 else found[:: -(-len(found) // most)]
+                    return found if len(found) <= MOST_TICKS + 2 else found[:: -(-len(found) // MOST_TICKS)]
         span = self.high - self.low
-        unit = 10.0 ** math.floor(math.log10(span / most))
-        step = next(unit * factor for factor in (1, 2, 5, 10) if span / (unit * factor) <= most)
+        unit = 10.0 ** math.floor(math.log10(span / MOST_TICKS))
+        step = next(unit * factor for factor in (1, 2, 5, 10) if span / (unit * factor) <= MOST_TICKS)
         first = math.ceil(self.low / step - 1e-9)
         return [round(i * step, 12) for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 

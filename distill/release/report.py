@@ -7,7 +7,6 @@
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +22,7 @@ from distill.durable import write_whole
 from distill.release.chain import Model, read_chain, roots
 from distill.release.charts import encoder_drawing, heat_chart, scatter_chart
 from distill.release.results import collect_results, read_dev_records
-from distill.release.run_folder import EXAMPLES_FILE, RunFolder
+from distill.release.run_folder import EXAMPLES_FILE, RunFolder, number_or_none
 from distill.release.stage_parts import collect_stage, collect_times, show_duration
 from distill.release.task_tables import Tables, read_task_tables
 
@@ -101,7 +100,7 @@ def _add_unfinished(run: RunFolder, rows: Sequence[Mapping[str, Any]], models: S
             row = {"steps": record.get("step"), "tokens": record.get("tokens"),
                    "dev_accuracy": record.get("accuracy"), "dev_loss": record.get("mlm_loss")}  # fmt: skip
         if row:
-            values = {key: _number_or_none(row[key]) for key in ("steps", "tokens", "dev_accuracy", "dev_loss")}
+            values = {key: number_or_none(row[key]) for key in ("steps", "tokens", "dev_accuracy", "dev_loss")}
             counts = model.counts
             shown.append({
                 "name": model.name, "teacher": model.teacher.name if model.teacher else None, **values,
@@ -109,10 +108,6 @@ def _add_unfinished(run: RunFolder, rows: Sequence[Mapping[str, Any]], models: S
                 "without_embeddings": counts.without_embeddings if counts else None, "is_finished": model.is_finished,
             })  # fmt: skip
     return shown
-
-
-def _number_or_none(value: Any) -> float | None:
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def _describe_models(

@@ -1,15 +1,15 @@
 """The table at the end of a run, read from the files that the stages left."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distill.errors import InputError
 from distill.json_file import read_object
+from distill.markdown import markdown_table, show_value
 from distill.modeling.config import load_config
 from distill.modeling.counting import Parameters, count_parameters
-from distill.release.run_folder import RunFolder
+from distill.release.run_folder import RunFolder, number_or_none
 from distill.training.metrics import read_metrics
 
 
@@ -50,7 +50,7 @@ def _row(
     name: str, stage: Mapping[str, Any], record: Mapping[str, Any] | None, counts: Parameters | None,
     teacher: str | None,
 ) -> dict[str, Any]:  # fmt: skip
-    record = {name: _number(value) for name, value in (record or {}).items()}
+    record = {name: number_or_none(value) for name, value in (record or {}).items()}
     return {
         "name": name, "stage": stage["name"], "teacher": teacher,
         "parameters": counts.masked_lm if counts else None,
@@ -60,18 +60,13 @@ def _row(
     }  # fmt: skip
 
 
-def _number(value: Any) -> Any:
-    """A number that can be counted with; None for anything else."""
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
 def _most_common_share(dataset: Path | None) -> float | None:
     """What always guessing the commonest token of the training rows would get right on dev."""
     if dataset is None:
         return None
     found = read_object(dataset / "info.json", what="what is packed").get("most_common_token", {})
     share = found.get("dev_share") if isinstance(found, dict) else None
-    if not isinstance(found, dict) or share is not None and _number(share) is None:
+    if not isinstance(found, dict) or share is not None and number_or_none(share) is None:
         raise InputError(f"{dataset / 'info.json'}: damaged; remove the folder, and it is prepared again")
     return share
 
@@ -83,28 +78,15 @@ def format_results(results: Mapping[str, Any]) -> str:
         [
             model["name"],
             model["teacher"] or "-",
-            _show(model["parameters"], ","),
-            _show(model["without_embeddings"], ","),
-            _show(model["dev_accuracy"], ".2%"),
-            _show(model["dev_loss"], ".3f"),
+            show_value(model["parameters"], ","),
+            show_value(model["without_embeddings"], ","),
+            show_value(model["dev_accuracy"], ".2%"),
+            show_value(model["dev_loss"], ".3f"),
         ]
         for model in results["models"]
     ]
-    lines = format_table(head, rows)
+    lines = [markdown_table(head, rows)]
     shares = {share for share in results["most_common_share"].values() if share is not None}
     if shares:
         lines.append("always guessing the commonest token: " + ", ".join(f"{share:.2%}" for share in sorted(shares)))
     return "\n".join(lines)
-
-
-def format_table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """The lines of a Markdown table whose columns are aligned as text."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    return [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in [head, ["-" * width for width in widths], *rows]
-    ]
-
-
-def _show(value: float | None, spec: str) -> str:
-    return "-" if value is None else format(value, spec)

@@ -172,7 +172,7 @@ class RunFolder:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError):
                 found.append(json.loads(line))
-        sound = [one for one in found if isinstance(one, dict) and _is_number(one.get("seconds"))]
+        sound = [one for one in found if isinstance(one, dict) and number_or_none(one.get("seconds")) is not None]
         if len(sound) < len(found):
             self.problems.append(f"{path}: {len(found) - len(sound)} line(s) are damaged and left out")
         return sound
@@ -185,7 +185,7 @@ class RunFolder:
                 if record["split"] in found and isinstance(record["step"], int):
                     series = found[record["split"]].setdefault(str(record["student"]), {})
                     for name, value in record.items():
-                        if name not in ("step", "samples", "tokens") and _is_number(value):
+                        if name not in ("step", "samples", "tokens") and number_or_none(value) is not None:
                             series.setdefault(name, []).append((record["step"], float(value)))
         return found
 
@@ -219,8 +219,10 @@ def _read_status(path: Path, silent_after: float) -> dict[str, Any]:
     return status
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def number_or_none(value: Any) -> float | None:
+    """A number that can be counted with; None for anything else, NaN and true among it."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_number else None
 
 
 def is_hub_id(name: str) -> bool:

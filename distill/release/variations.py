@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from distill.json_file import short
+from distill.markdown import markdown_table, show_value
 from distill.recipe import TEACHER
-from distill.release.results import format_table, read_dev_records
+from distill.release.results import read_dev_records
 from distill.training.metrics import read_metrics
 
 
@@ -67,8 +68,8 @@ def format_variations(result: Mapping[str, Any]) -> str:
     """The comparison as a Markdown table with what one must know to read it."""
     head = ["variation", "seeds", "dev MLM loss", "dev MLM accuracy", "tokens", "tokens/s"]
     teacher = result["teacher_dev"]
-    rows = [[f"teacher {result['teacher']}", "-", _show(teacher["dev_loss"], ".3f"),
-             _show(teacher["dev_accuracy"], ".2%"), "-", "-"]]  # fmt: skip
+    rows = [[f"teacher {result['teacher']}", "-", show_value(teacher["dev_loss"], ".3f"),
+             show_value(teacher["dev_accuracy"], ".2%"), "-", "-"]]  # fmt: skip
     headless = []
     labels = [short_label(group["fields"]) for group in result["variations"]]
     for group, label in zip(result["variations"], labels, strict=True):
@@ -78,10 +79,10 @@ def format_variations(result: Mapping[str, Any]) -> str:
         if not group["head_trained"]:
             headless.append(label)
             loss = accuracy = "-"
-        rows.append([label, str(len(group["students"])), loss, accuracy, _show(group["tokens"], ","),
-                     _show(group["tokens_per_second"], ",.0f")])  # fmt: skip
+        rows.append([label, str(len(group["students"])), loss, accuracy, show_value(group["tokens"], ","),
+                     show_value(group["tokens_per_second"], ",.0f")])  # fmt: skip
     lines = [f"Variations of student {result['student']} in stage {result['stage']}:", ""]
-    lines += [*format_table(head, rows), ""]
+    lines += [markdown_table(head, rows), ""]
     if any(len(group["students"]) > 1 for group in result["variations"]):
         lines.append("Mean and sample standard deviation over seeds.")
     lines.append("tokens/s is the whole pass's, whose variations are trained side by side.")
@@ -93,10 +94,6 @@ def format_variations(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _show(value: float | None, spec: str) -> str:
-    return "-" if value is None else format(value, spec)
-
-
 def _show_summary(summary: Mapping[str, Any], spec: str) -> str:
     spread = "" if summary["std"] is None else f" ± {format(summary['std'], spec)}"
-    return _show(summary["mean"], spec) + spread
+    return show_value(summary["mean"], spec) + spread

@@ -4,7 +4,6 @@ Nothing here talks to the run's processes, so that it works for any run on a fil
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.errors import InputError
+from distill.markdown import show_value
 from distill.recipe import TEACHER
 from distill.recipe_file import load_recipe
-from distill.release.run_folder import FINE_TUNING, PREPARING, SILENT_SECONDS, STATUS_FILE, RunFolder
+from distill.release.run_folder import FINE_TUNING, PREPARING, SILENT_SECONDS, STATUS_FILE, RunFolder, number_or_none
 from distill.release.task_tables import is_compared
 
 SILENT_STEPS = 5
@@ -109,11 +109,11 @@ class Watch:
         students = {}
         for name in [*([TEACHER] if stage.teacher else []), *stage.students]:
             values = {**tail.newest.get(("dev", name), {}), **tail.newest.get(("train", name), {})}
-            students[name] = {key: _finite(values.get(key)) for key in _SHOWN}
+            students[name] = {key: number_or_none(values.get(key)) for key in _SHOWN}
         return {
             "name": stage.name, "state": state, "step": step, "steps": steps,
             "eta_s": _time_left(step, steps, train) if state == RUNNING else None,
-            **{key: _finite(train.get(key)) for key in ("tokens_per_second", "mfu", "data_wait")},
+            **{key: number_or_none(train.get(key)) for key in ("tokens_per_second", "mfu", "data_wait")},
             "students": students, "message": str(status.get("message", "")), "messages": status["messages"],
         }  # fmt: skip
 
@@ -141,18 +141,13 @@ def _state_of(command: Mapping[str, str], stages: Sequence[str]) -> str:
     return SILENT if SILENT in unfinished else RUNNING
 
 
-def _finite(value: Any) -> float | None:
-    """A number as JSON has it."""
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
 def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
 def _seconds_a_step(train: Mapping[str, Any]) -> float | None:
     """From the tokens that a step has had and the tokens/s of the last log line."""
-    step, tokens, speed = (_finite(train.get(key)) for key in ("step", "tokens", "tokens_per_second"))
+    step, tokens, speed = (number_or_none(train.get(key)) for key in ("step", "tokens", "tokens_per_second"))
     return tokens / step / speed if step and tokens and speed else None
 
 
@@ -174,7 +169,7 @@ def draw(view: Mapping[str, Any], path: Path) -> RenderableType:
         table.add_row(
             Text(stage["name"]), Text(stage["state"], _COLOURS.get(stage["state"], "dim")), bar,
             f"{step:,}/{steps:,}" if steps else "-", _clock(stage["eta_s"]),
-            _shown(stage["tokens_per_second"], ",.0f"), _shown(stage["mfu"], ".0%"),
+            show_value(stage["tokens_per_second"], ",.0f"), show_value(stage["mfu"], ".0%"),
         )  # fmt: skip
     doing = f", {view['doing']}" if view["doing"] else ""
     title = Text.assemble((str(path), "bold"), "  ", _state(view["state"]), doing)
@@ -211,12 +206,8 @@ def _students_table(stage: Mapping[str, Any]) -> Table:
     for head in ("loss", "dev MLM loss", "dev accuracy", "grad norm", "learning rate"):
         table.add_column(head, justify="right")
     for name, values in stage["students"].items():
-        table.add_row(Text(name), *(_shown(values[key], spec) for key, spec in _SHOWN.items()))
+        table.add_row(Text(name), *(show_value(values[key], spec) for key, spec in _SHOWN.items()))
     return table
-
-
-def _shown(value: Any, spec: str) -> str:
-    return format(value, spec) if isinstance(value, (int, float)) else "-"
 
 
 def _clock(seconds: float | None) -> str:
