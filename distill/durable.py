@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,19 @@ def write_all(descriptor: int, content: bytes) -> None:
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest[: 1 << 30]) :]
+
+
+@contextlib.contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A new folder to fill, which gets the name `final` at the end of the block; a block that fails leaves nothing."""
+    partial = final.with_name(f".partial-{final.name}")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        place_folder(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def place_folder(partial: Path, final: Path) -> None:

@@ -76,7 +76,8 @@ def our_batches():
 
 def start_run(folder: Path, case: Case) -> StudentRun:
     """Our student at step 0, with SGD in place of AdamW."""
-    student = load_masked_lm(folder / "student", attention=case.attention)
+    student = load_masked_lm(folder / "student")
+    student.set_attn_implementation(case.attention)
     settings = Student(
         config="student", temperature=3.0, kd_loss=case.kd_loss, kd_weight=case.kd_weight, mlm_weight=case.mlm_weight,
         max_grad_norm=0, scheduler="constant", learning_rate=case.learning_rate,

@@ -1,11 +1,11 @@
 """A look into a packed dataset as one HTML file: no network, no script, light and dark."""
 
-import os
 from html import escape
 from pathlib import Path
 
 from distill.corpus.inspection import MASK_PROBABILITY, Inspection, ShownRow, ShownToken
 from distill.corpus.statistics import Statistics, figures
+from distill.durable import write_whole
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1e; --paper: #fdfdfb; --soft: #6b6b70; --line: #d9d9d4; --bar: #5b84b1; }
@@ -36,13 +36,7 @@ p.row { margin: .3rem 0; overflow-wrap: anywhere; }
 
 def write_page(inspection: Inspection, file: Path) -> None:
     """Writes the page; whole or, if the disk fails, not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        partial.write_text(page(inspection), encoding="utf-8")
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(file, page(inspection))
 
 
 def page(inspection: Inspection) -> str:

@@ -21,6 +21,7 @@ from distill.corpus.characters import runs
 from distill.corpus.ltp_models import check_installed
 from distill.corpus.scoring import word_f1
 from distill.corpus.text import iter_lines
+from distill.durable import write_whole
 from distill.errors import InputError
 from distill.json_file import read_json
 
@@ -160,12 +161,9 @@ def _run_trainer(job: dict[str, object]) -> dict[str, float]:
 
 def _install(model: Path, output: Path) -> None:
     """Puts the model into `output`: config.json comes last, so its presence means that all is there."""
-    output.mkdir(parents=True, exist_ok=True)
     config = json.dumps({"nerual": False, "tasks": {"cws": MODEL_FILE}})
-    for name, content in ((MODEL_FILE, model.read_bytes()), ("config.json", config.encode())):
-        unfinished = output / f".{name}.tmp"
-        unfinished.write_bytes(content)
-        unfinished.replace(output / name)
+    for name, content in ((MODEL_FILE, model.read_bytes()), ("config.json", config)):
+        write_whole(output / name, content)
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from distill.corpus.segment import add_dictionary, check_segmenter, resolve_segm
 from distill.corpus.text import estimate_characters, expand_text, text_root
 from distill.corpus.text_names import skipping_bad, without_skip_bad
 from distill.corpus.tokenizing import load_tokenizer
+from distill.durable import write_json
 from distill.errors import InputError
 from distill.json_file import read_object
 from distill.recipe import Data, TrainSegmenter
@@ -288,9 +289,7 @@ def prepare_references(
             counts = write_references(texts, references, segmenter=segmenter, tokenizer_dir=str(tokenizer),
                                       processes=processes, progress=advance, work=work, ray=ray)  # fmt: skip
         counts = {"files": len(texts), **counts}
-        partial = manifest.with_name(".references.json.tmp")
-        partial.write_text(json.dumps({"hash": name, "counts": counts}, indent=1) + "\n", encoding="utf-8")
-        partial.replace(manifest)
+        write_json(manifest, {"hash": name, "counts": counts})
         shutil.rmtree(work)
         return counts
 

@@ -6,9 +6,7 @@ modeling/vocabulary.py, CLUE's rules in clue_vocabulary.py.
 
 import itertools
 import json
-import os
 import re
-import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from distill.corpus.characters import windows
 from distill.corpus.text import is_blank, iter_lines
 from distill.corpus.tokenizing import load_tokenizer
+from distill.durable import whole_folder
 from distill.errors import InputError
 
 if TYPE_CHECKING:
@@ -118,14 +117,8 @@ def write_tokenizer_folder(output: Path, tokens: Sequence[str], settings: dict[s
         InputError: see `refuse_existing` and `write_tokenizer`.
     """
     refuse_existing(output)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        write_tokenizer(partial, tokens, settings)
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(output) as folder:
+        write_tokenizer(folder, tokens, settings)
 
 
 def refuse_existing(output: Path) -> None:

@@ -25,7 +25,7 @@ from distill.downstream.onnx_model import INPUTS, Inputs, Run, open_onnx, write_
 from distill.downstream.parity import Bounds, Rows, check_exact, check_kept, check_parity, make_reference
 from distill.downstream.scores import Table
 from distill.downstream.tags import tag_names
-from distill.durable import place_folder, write_json
+from distill.durable import whole_folder, write_json
 from distill.errors import InputError
 from distill.modeling.config import config_file
 from distill.modeling.weight_files import list_weight_files
@@ -60,16 +60,8 @@ def export_model(
     Raises:
         InputError: an export beyond the bounds; nothing of it is left.
     """
-    output = output.absolute()
-    partial_folder = output.with_name(f".partial-{output.name}")
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    partial_folder.mkdir(parents=True)
-    try:
-        found = _fill_folder(exportable, partial_folder, rows, quantized, bounds, teacher, threads, seconds, show)
-        place_folder(partial_folder, output)
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
-    return found
+    with whole_folder(output.absolute()) as folder:
+        return _fill_folder(exportable, folder, rows, quantized, bounds, teacher, threads, seconds, show)
 
 
 def _fill_folder(

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from distill.downstream.task import Task
 from distill.downstream.task_data import HUB, find_files
+from distill.durable import write_json
 from distill.errors import InputError
 from distill.json_file import read_json
 
@@ -114,7 +115,7 @@ def finished_metrics(folder: Path) -> dict[str, Any] | None:
 def write_task_file(folder: Path, task: Task, labels: Sequence[str], max_length: int) -> None:
     """Writes what read_task_file reads, into a fine-tuned model's folder."""
     description = {"task": task.model_dump(), "labels": list(labels), "max_length": max_length}
-    (folder / TASK_FILE).write_text(json.dumps(description, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / TASK_FILE, description)
 
 
 def read_task_file(folder: Path) -> tuple[Task, tuple[str, ...], int]:

@@ -10,7 +10,6 @@ TPUs and their TensorFlow code are not supported; TensorFlow's checkpoints are, 
 
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from transformers import BertConfig, BertForPreTraining
 
 from distill.corpus.tokenizing import load_tokenizer
 from distill.corpus.vocabulary import SPECIAL_TOKENS, read_vocabulary, refuse_existing, tokens_by_id
-from distill.durable import place_folder
+from distill.durable import whole_folder
 from distill.errors import InputError
 from distill.json_file import read_object
 from distill.modeling.architectures import NAMES
@@ -98,10 +97,7 @@ def convert_model(
     if tokenizer is not None:
         _check_vocabulary(tokenizer, settled, where=str(source))
     _describe(settled, kind, found.weights)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with whole_folder(output) as partial:
         card = _card(output.name, source, found.format, exact)
         _write_hf(partial, found.weights, settled, tokenizer if to == "hf" else None, card)
         if to == "hf":
@@ -113,9 +109,6 @@ def convert_model(
             difference = _check_outputs(partial, renamed, settled, exact=exact, where=str(source))
             _clear(partial)
             _write_uer(partial, renamed, settled, tokenizer)
-        place_folder(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Conversion(found.format, settled, kind, difference)
 
 

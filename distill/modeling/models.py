@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from distill.corpus.tokenizing import forgets_case, listed_tokens
 from distill.corpus.tokenizing import load_tokenizer as load_bert_tokenizer
-from distill.durable import place_folder
+from distill.durable import whole_folder
 from distill.errors import InputError, first_line
 from distill.modeling.config import CONFIG_FILES, load_config
 from distill.modeling.weight_files import (
@@ -107,12 +107,11 @@ def load_tokenizer(folder: str | Path) -> BertTokenizer:
     return tokenizer
 
 
-def load_masked_lm(folder: str | Path, *, need_head: bool = True, attention: str = "sdpa") -> BertForMaskedLM:
+def load_masked_lm(folder: str | Path, *, need_head: bool = True) -> BertForMaskedLM:
     """The model of a folder in float32, complete: weights that are missing are an error, never made up.
 
     Args:
         need_head: whether the prediction head is used; a folder of an encoder alone is refused then.
-        attention: "sdpa", or "eager" where attention matrices are needed.
     Raises:
         InputError: no weights, missing or misshapen weights, weights that are not finite, no prediction head.
     """
@@ -123,7 +122,7 @@ def load_masked_lm(folder: str | Path, *, need_head: bool = True, attention: str
         with quiet_transformers():
             loaded: Any = BertForMaskedLM.from_pretrained(
                 folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True,
-                attn_implementation=attention, weights_only=True,
+                attn_implementation="sdpa", weights_only=True,
             )  # fmt: skip
     except UNREADABLE as error:
         raise InputError(f"{folder}: weights cannot be loaded ({first_line(error)})") from None
@@ -213,26 +212,15 @@ def save_model(model: BertForMaskedLM, folder: Path, *, tokenizer: Path, card: s
     Raises:
         OSError: it could not be written; a folder that was there stays as it was.
     """
-    partial = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        _write_model(model, partial, tokenizer, card)
-        place_folder(partial, folder)
+        with whole_folder(folder) as partial:
+            with warnings.catch_warnings(), quiet_transformers():
+                warnings.simplefilter("ignore")
+                model.save_pretrained(partial)
+            copy_tokenizer(tokenizer, partial)
+            (partial / "README.md").write_text(card, encoding="utf-8")
     except SafetensorError as error:  # what a full disk looks like to safetensors
-        shutil.rmtree(partial, ignore_errors=True)
         raise OSError(f"{folder}: {first_line(error)}") from None
-    except OSError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _write_model(model: BertForMaskedLM, partial: Path, tokenizer: Path, card: str) -> None:
-    with warnings.catch_warnings(), quiet_transformers():
-        warnings.simplefilter("ignore")
-        model.save_pretrained(partial)
-    copy_tokenizer(tokenizer, partial)
-    (partial / "README.md").write_text(card, encoding="utf-8")
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

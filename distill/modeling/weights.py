@@ -5,8 +5,6 @@ a pooler or a classifier, in whatever precision.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from distill.corpus.tokenizing import load_tokenizer
 from distill.corpus.vocabulary import tokens_by_id, write_tokenizer
+from distill.durable import whole_folder
 from distill.errors import InputError
 from distill.json_file import read_json
 from distill.modeling.config import config_file, load_config
@@ -108,14 +107,8 @@ def write_model(
     mapped = {name: map_rows(tensor) for name, tensor in model.token_rows().items()}
     weights = {name: mapped.get(name, tensor).clone().contiguous() for name, tensor in model.weights.items()}
     config = model.config | {"vocab_size": len(tokens), "pad_token_id": tokens.index("[PAD]")}
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
-        (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        write_tokenizer(partial, tokens, settings)
-        (partial / "README.md").write_text(card, encoding="utf-8")
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(output) as folder:
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_tokenizer(folder, tokens, settings)
+        (folder / "README.md").write_text(card, encoding="utf-8")

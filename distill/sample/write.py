@@ -6,7 +6,6 @@
 4. Everything is written next to the output and renamed, so that the folder is whole or absent.
 """
 
-import json
 import random
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from distill.durable import write_json
 from distill.errors import InputError
 from distill.json_file import read_object
 from distill.sample.documents import Document, Writer
@@ -54,7 +54,7 @@ def write_sample_world(output: Path, *, seed: int = 0) -> dict[str, int]:
         folder = Path(scratch) / "world"
         folder.mkdir()
         counts = _write_all(folder, seed)
-        _write_json(folder / "manifest.json", {"version": SAMPLE_VERSION, "seed": seed, "counts": counts})
+        write_json(folder / "manifest.json", {"version": SAMPLE_VERSION, "seed": seed, "counts": counts})
         if output.exists():
             output.rmdir()
         shutil.move(folder, output)
@@ -81,7 +81,7 @@ def _write_all(folder: Path, seed: int) -> dict[str, int]:
     labelled = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("tasks/*/*"))]
     vocabulary = build_vocabulary(prose, labelled)
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
-    _write_json(folder / "tokenizer_config.json", {"do_lower_case": True, "tokenizer_class": "BertTokenizer"})
+    write_json(folder / "tokenizer_config.json", {"do_lower_case": True, "tokenizer_class": "BertTokenizer"})
     uses = Counter(sentence.key for document in documents for sentence in document.sentences)
     return {
         "documents": len(documents),
@@ -111,7 +111,3 @@ def _write_documents(path: Path, documents: Sequence[Document], rng: random.Rand
         cut = rng.randint(3, len(texts) - 2) if len(texts) > 5 and rng.random() < 0.5 else len(texts)
         blocks.append("\n".join("".join(part) for part in (texts[:cut], texts[cut:]) if part))
     path.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

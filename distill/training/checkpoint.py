@@ -25,7 +25,7 @@ from typing import Any
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from distill.durable import place_folder, remove_folder, write_flushed
+from distill.durable import remove_folder, whole_folder, write_flushed
 from distill.json_file import read_object
 
 logger = logging.getLogger(__name__)
@@ -54,14 +54,9 @@ def save_checkpoint(
     """
     folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder)
-    final = folder / f"step-{step:08d}"
-    partial = folder / f".partial-{final.name}"
-    try:
+    final = checkpoint_path(folder, step)
+    with whole_folder(final) as partial:
         _write_files(partial, tensors, state)
-        place_folder(partial, final)
-    except OSError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     _remove_old(folder, keep)
     return final
 
@@ -74,7 +69,6 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def _write_files(partial: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    partial.mkdir()
     manifest = {}
     for stem, named in tensors.items():
         content = save({name: tensor.detach().contiguous().cpu() for name, tensor in named.items()})
