@@ -4,9 +4,10 @@ Segmenters get runs of text that hold neither, so no word can span a space or br
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 # The characters that clean_text of the Rust BertNormalizer removes, found by trying all 1,112,064 of them (tokenizers
 # 0.23.3); tests/test_segment.py tries them again. Written out because Python's own Unicode tables are newer and
@@ -42,8 +43,12 @@ _KEPT = _kept_table()
 
 def is_kept(lines: Sequence[str]) -> np.ndarray:
     """For every character of the lines, joined: is it part of a run (neither dropped nor white space)? [C], bool."""
-    joined = "".join(lines).encode("utf-32-le", "surrogatepass")
-    return _KEPT[np.frombuffer(joined, dtype=np.uint32)]
+    return _KEPT[code_points("".join(lines))]
+
+
+def code_points(text: str) -> NDArray[np.uint32]:
+    """The characters of a text as numbers. [C]"""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
 def runs(line: str) -> list[str]:
@@ -53,6 +58,20 @@ def runs(line: str) -> list[str]:
         line = _DROPPED.sub("", line)
     # What is left that str.split takes as white space is exactly SPACE_RANGES.
     return line.split()
+
+
+def batches(pieces: Iterable[str], *, chars: int, most: int | None = None) -> Iterator[list[str]]:
+    """The pieces in lists of at most `chars` characters, or one piece that has more, and of at most `most` pieces."""
+    batch: list[str] = []
+    size = 0
+    for piece in pieces:
+        if batch and (size + len(piece) > chars or len(batch) == most):
+            yield batch
+            batch, size = [], 0
+        batch.append(piece)
+        size += len(piece)
+    if batch:
+        yield batch
 
 
 def windows(run: str, limit: int) -> Iterator[str]:

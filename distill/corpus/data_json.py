@@ -32,18 +32,14 @@ def read_data_json(path: Path | str) -> DataFiles:
         InputError: not such a JSON, an unknown key, lists of different lengths, no training file, or a missing file.
     """
     path = Path(path)
-    data = _load_object(path)
+    if not os.path.exists(path):
+        raise InputError(f"{path}: no such data file{_nearest_file(path)}")
+    data = read_object(path, what='a data file with "train" and "dev"')
     _check_keys(data, allowed=("train", "dev"), where=str(path))
     train = _read_section(data, "train", path)
     if not train:
         raise InputError(f'{path}: no training text; name at least one file in "train": {{"train_files": [...]}}')
     return DataFiles(train=train, dev=_read_section(data, "dev", path))
-
-
-def _load_object(path: Path) -> dict[str, Any]:
-    if not os.path.exists(path):
-        raise InputError(f"{path}: no such data file{_nearest_file(path)}")
-    return read_object(path, what='a data file with "train" and "dev"')
 
 
 def _check_keys(data: dict[str, Any], *, allowed: tuple[str, ...], where: str) -> None:

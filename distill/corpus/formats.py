@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from distill.corpus.text_names import TextName, kind_of
-from distill.errors import InputError
+from distill.errors import InputError, first_line
 
 DEFAULT_FIELD = "text"
 ROWS_AT_ONCE = 1_000
@@ -174,8 +174,7 @@ def _table_rows(file: Path, field: str) -> Iterator[tuple[int, object]]:
                 number += 1
                 yield number, value
     except pa.ArrowException as error:
-        reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise InputError(f"{file}: damaged, or not a {kind_of(file)} file ({reason[:120]})") from error
+        raise InputError(f"{file}: damaged, or not a {kind_of(file)} file ({first_line(error)})") from error
 
 
 def _table_columns(file: Path, field: str) -> Iterator[list[object]]:

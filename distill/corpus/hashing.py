@@ -16,6 +16,13 @@ from distill.errors import InputError
 FORMAT_VERSION = 1
 
 Files = Sequence[tuple[Path, Path | None]]
+"""(text, its reference file or None)."""
+
+
+def lacking_reference(train: Files, dev: Files | float) -> list[Path]:
+    """The texts that come without a reference file, each once; dev may be a fraction of train's documents."""
+    pairs = [*train, *(dev if not isinstance(dev, (int, float)) else [])]
+    return list(dict.fromkeys(text for text, reference in pairs if reference is None))
 
 
 def data_hash(
@@ -43,8 +50,7 @@ def data_hash(
         "max_seq_length": max_seq_length,
         "packing": packing,
     }
-    pairs = [*train, *(dev if not isinstance(dev, (int, float)) else [])]
-    if segmenter is not None and any(reference is None for _, reference in pairs):
+    if segmenter is not None and lacking_reference(train, dev):
         parts["segmenter"] = words_fingerprint(segmenter)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.corpus.characters import code_points
+
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
@@ -27,11 +29,6 @@ _CANDIDATES = (
 _PIECE_CHARS = 2_000
 _BATCH_PIECES = 50  # results of the tokenizer take about 0.5 KB a token
 _SPACE, _NEWLINE = 0x20, 0x0A
-
-
-def code_points(text: str) -> NDArray[np.uint32]:
-    """The characters of a text as numbers. [C]"""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
 def spread_encodings(encodings: "list[Encoding]") -> tuple[NDArray[np.int32], Ints, Ints]:

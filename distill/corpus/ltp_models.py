@@ -9,11 +9,12 @@ to stdout, loads wrong weights without a word (strict=False), and imports torch 
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.corpus.characters import batches
 from distill.corpus.tokenizing import check_tokenizer_files
 from distill.errors import InputError, first_line
 from distill.json_file import read_json, read_object
@@ -172,7 +173,7 @@ def load_perceptron(folder: ModelFolder) -> Cut:
 
     def cut(pieces: list[str]) -> list[list[str]]:
         words: list[list[str]] = []
-        for batch in batches(pieces, most=len(pieces), chars=CALL_CHARS):
+        for batch in batches(pieces, chars=CALL_CHARS):
             words += model.batch_predict(batch, parallelism=False)
         return words
 
@@ -186,16 +187,3 @@ def _is_whole_avro(file: Path) -> bool:
     """
     content = file.read_bytes()
     return content.startswith(b"Obj\x01") and content.find(content[-16:]) < len(content) - 16
-
-
-def batches(pieces: Iterable[str], *, most: int, chars: int) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for piece in pieces:
-        if batch and (size + len(piece) > chars or len(batch) >= most):
-            yield batch
-            batch, size = [], 0
-        batch.append(piece)
-        size += len(piece)
-    if batch:
-        yield batch

@@ -10,8 +10,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from distill.corpus.characters import windows
-from distill.corpus.ltp_models import Cut, ModelFolder, batches, targets
+from distill.corpus.characters import batches, windows
+from distill.corpus.ltp_models import Cut, ModelFolder, targets
 from distill.errors import InputError, first_line
 
 NEURAL_CHARS = 500  # neural LTP reads 510 word pieces; a piece has at least one character, NFD set aside

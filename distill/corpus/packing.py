@@ -13,7 +13,7 @@ The result depends on the text, the tokenizer, the segmenter and the settings, n
 import json
 import logging
 import shutil
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,19 +21,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.corpus.hashing import FORMAT_VERSION, Files
+from distill.corpus.hashing import FORMAT_VERSION, Files, lacking_reference
 from distill.corpus.layouts import LAYOUTS
 from distill.corpus.masking import MaskVocabulary
 from distill.corpus.order import permuted_row, sample_key
 from distill.corpus.packer import Packer
 from distill.corpus.reference import ReferenceFiles, warn_of_unsplit_text
 from distill.corpus.rows import RowWriter
-from distill.corpus.segment import is_neural, resolve_segmenter
-from distill.corpus.shard_store import ShardStore
+from distill.corpus.segment import resolve_segmenter
 from distill.corpus.shards import Shard, ShardSetup, ShardTokens
-from distill.corpus.source import NEURAL_SHARD_CHARS, Source, iter_shards, scan_sources
+from distill.corpus.source import Source, scan_sources
 from distill.corpus.tokenizing import load_tokenizer
-from distill.corpus.workers import tokenize_in_order
+from distill.corpus.workers import tokenize_sources
 from distill.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,12 +83,12 @@ def pack_corpus(
     _check_settings(max_seq_length, packing, dev, output)
     tokenizer = load_tokenizer(tokenizer_dir)
     # With references for all text none is needed, and LTP may be missing.
-    spec = resolve_segmenter(segmenter) if segmenter and _lack_references(train, dev) else None
+    spec = resolve_segmenter(segmenter) if segmenter and lacking_reference(train, dev) else None
     work = work_folder(output)
     try:
         sources, is_dev = _plan_splits(train, dev)
         setup = ShardSetup(tokenizer.backend_tokenizer.to_str(), spec)
-        stream = _tokenize(sources, setup, processes=processes, ray=ray, work=work)
+        stream = tokenize_sources(sources, setup, processes=processes, keep=work / "shards", ray=ray)
         splits = ("train", "dev") if dev else ("train",)
         packing_in_work = _Packing(work / "packed", tokenizer, max_seq_length, packing=packing, splits=splits)
         with closing(stream), packing_in_work as target:
@@ -107,24 +106,9 @@ def pack_corpus(
     return info
 
 
-def _lack_references(train: Files, dev: Files | float) -> bool:
-    pairs = [*train, *(dev if not isinstance(dev, (int, float)) else [])]
-    return any(reference is None for _, reference in pairs)
-
-
 def work_folder(output: Path) -> Path:
     """Where what is unfinished of a packed dataset lies; it is there only while, or after, a run did not finish."""
     return output.with_name(f".{output.name}.work")
-
-
-def _tokenize(
-    sources: Sequence[Source], setup: ShardSetup, *, processes: int, ray: str | None, work: Path
-) -> Generator[tuple[Shard, ShardTokens]]:
-    neural = setup.segmenter is not None and is_neural(setup.segmenter)
-    shards = iter_shards(sources, shard_chars=NEURAL_SHARD_CHARS if neural else None)
-    # Torch's threads or the GPU are a neural model's parallelism.
-    processes = 1 if neural else processes
-    return tokenize_in_order(shards, setup, processes=processes, store=ShardStore(work / "shards", setup), ray=ray)
 
 
 def _pack_stream(

@@ -20,7 +20,7 @@ from typing import Any
 
 from distill.corpus.data_json import read_data_json
 from distill.corpus.dictionary import read_dictionary
-from distill.corpus.hashing import Files, data_hash, hash_file
+from distill.corpus.hashing import Files, data_hash, hash_file, lacking_reference
 from distill.corpus.lock import exclusive
 from distill.corpus.neural_time import report_neural_time
 from distill.corpus.packing import pack_corpus, work_folder
@@ -55,7 +55,7 @@ def check_data(data: Data, *, where: str) -> None:
 def _check_data(data: Data) -> None:
     train, dev = list_files(data)
     if data.mask == "whole_word":
-        missing = [text for text, reference in [*train, *(dev if isinstance(dev, list) else [])] if reference is None]
+        missing = lacking_reference(train, dev)
         if missing and data.segmenter is None:
             raise InputError(
                 f"{missing[0]} has no reference file and there is no 'segmenter' to make one; name a "
@@ -170,7 +170,7 @@ def _plan(data: Data, *, tokenizer: Path, max_seq_length: int, folder: Path) -> 
     train, dev = list_files(data)
     spec, references = None, dict[Path, Path]()
     if data.mask == "whole_word":
-        texts = _without_reference(train, dev)
+        texts = lacking_reference(train, dev)
         if texts:
             spec = _segmenter_spec(data, folder)
             references = _reference_files(texts, data, spec, tokenizer, folder)
@@ -182,11 +182,6 @@ def _plan(data: Data, *, tokenizer: Path, max_seq_length: int, folder: Path) -> 
     }  # fmt: skip
     packed = folder / data_hash(train=train, dev=dev, **settings)
     return _Plan(train, dev, references, settings, packed)
-
-
-def _without_reference(train: Files, dev: Files | float) -> list[Path]:
-    pairs = [*train, *(dev if not isinstance(dev, float) else [])]
-    return list(dict.fromkeys(text for text, reference in pairs if reference is None))
 
 
 def _with_references(files: Any, references: dict[Path, Path]) -> Any:
@@ -208,7 +203,7 @@ def _segmenter_is_there(data: Data, folder: Path) -> bool:
     """False if a segmenter must be trained first."""
     if data.mask != "whole_word" or not isinstance(data.segmenter, TrainSegmenter):
         return True
-    return not _without_reference(*list_files(data)) or (_trained_segmenter(data, folder) / "config.json").exists()
+    return not lacking_reference(*list_files(data)) or (_trained_segmenter(data, folder) / "config.json").exists()
 
 
 def _segmenter_spec(data: Data, folder: Path) -> str:

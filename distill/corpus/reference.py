@@ -11,14 +11,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
-from distill.corpus.segment import is_neural, resolve_segmenter
-from distill.corpus.shard_store import ShardStore
+from distill.corpus.segment import resolve_segmenter
 from distill.corpus.shards import ShardSetup
-from distill.corpus.source import NEURAL_SHARD_CHARS, Source, iter_shards
+from distill.corpus.source import Source
 from distill.corpus.text import REFERENCE_ENDING
 from distill.corpus.text_names import without_skip_bad
 from distill.corpus.tokenizing import load_tokenizer
-from distill.corpus.workers import tokenize_in_order
+from distill.corpus.workers import tokenize_sources
 from distill.errors import InputError
 
 UNSPLIT_CHARS = 6  # characters a word; segmented Chinese has under 2, with its spaces under 3
@@ -60,8 +59,7 @@ def write_references(
     """Writes one reference file a text file; each appears under its name only when it is complete.
 
     Memory does not grow with the text, but for single long lines. With several processes the caller's main module must
-    be importable (`if __name__ == "__main__":`), as they are spawned. Neural LTP always runs in one: torch or the GPU
-    is its parallelism.
+    be importable (`if __name__ == "__main__":`), as they are spawned.
 
     Args:
         progress: called with the number of characters done since the call before.
@@ -76,12 +74,8 @@ def write_references(
         raise InputError(f"{len(text_files)} texts, {num_different} different references; give one for each")
     spec = resolve_segmenter(segmenter)
     setup = ShardSetup(load_tokenizer(tokenizer_dir).backend_tokenizer.to_str(), spec)
-    neural = is_neural(spec)
-    shards = iter_shards(
-        [Source(text, None, 0) for text in text_files], shard_chars=NEURAL_SHARD_CHARS if neural else None
-    )
-    store = ShardStore(work, setup) if work else None
-    stream = tokenize_in_order(shards, setup, processes=1 if neural else processes, store=store, ray=ray)
+    sources = [Source(text, None, 0) for text in text_files]
+    stream = tokenize_sources(sources, setup, processes=processes, keep=work, ray=ray)
     totals = dict.fromkeys(("lines", "characters", "words", "marks"), 0)
     with closing(stream), ReferenceFiles(reference_files) as output:
         for shard, tokens in stream:

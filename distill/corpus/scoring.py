@@ -14,7 +14,7 @@ from pathlib import Path
 from distill.corpus.characters import runs
 from distill.corpus.segment import load_segmenter
 from distill.corpus.text import iter_lines
-from distill.corpus.text_names import COMPRESSIONS, text_file
+from distill.corpus.text_names import text_file, unpacked_name
 from distill.errors import InputError
 
 LINES_AT_ONCE = 1_000
@@ -104,10 +104,7 @@ def _count(gold: list[list[str]], found: list[list[str]], known: set[str] | None
 
 def read_gold(file: Path) -> Iterator[list[str]]:
     """The sentences' words, without what a segmenter never sees (spaces and characters that BERT drops)."""
-    name = text_file(file).name.lower()
-    for compression in COMPRESSIONS:
-        name = name.removesuffix(compression)
-    is_conll = name.endswith((".conll", ".conllu"))
+    is_conll = unpacked_name(text_file(file)).endswith((".conll", ".conllu"))
     sentences = _read_conll(file) if is_conll else map(str.split, iter_lines(file))
     for words in sentences:
         visible = ["".join(runs(word)) for word in words]

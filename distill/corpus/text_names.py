@@ -58,10 +58,16 @@ def without_skip_bad(name: Path) -> Path:
 
 def kind_of(file: Path) -> str:
     """.jsonl, .parquet or .arrow for files of records, whatever compresses them; "" for lines of text."""
+    name = unpacked_name(file)
+    return next((kind for kind in RECORD_KINDS if name.endswith(kind)), "")
+
+
+def unpacked_name(file: Path) -> str:
+    """A file's name in lower case, without the ending of what compresses it."""
     name = file.name.lower()
     for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
-    return next((kind for kind in RECORD_KINDS if name.endswith(kind)), "")
+    return name
 
 
 def hash_text(name: str | Path) -> str:

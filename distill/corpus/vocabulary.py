@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.corpus.characters import windows
+from distill.corpus.alignment import without_limits
+from distill.corpus.characters import batches, windows
 from distill.corpus.text import is_blank, iter_lines
 from distill.corpus.tokenizing import load_tokenizer
 from distill.durable import whole_folder
@@ -214,13 +215,9 @@ def count_tokens(
     texts: Sequence[Path], tokenizer: "BertTokenizer", *, progress: Progress | None = None
 ) -> NDArray[np.int64]:
     """How often each token id occurs in the text, [highest id + 1]; no [CLS] and [SEP] are added."""
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_truncation()
-    backend.no_padding()
+    backend = without_limits(tokenizer.backend_tokenizer)
     counts = np.zeros(len(tokens_by_id(tokenizer)), dtype=np.int64)
-    for batch in _batches(_read(texts, progress)):
+    for batch in batches(_read(texts, progress), chars=_BATCH_CHARS):
         encodings = backend.encode_batch_fast(batch, add_special_tokens=False)
         ids = np.fromiter(itertools.chain.from_iterable(encoding.ids for encoding in encodings), dtype=np.int64)
         counts += np.bincount(ids, minlength=len(counts))
@@ -235,16 +232,3 @@ def _read(texts: Sequence[Path], progress: Progress | None) -> Iterator[str]:
                 progress(len(line))
             if not is_blank(line):
                 yield from windows(line, _WINDOW_CHARS)
-
-
-def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for line in lines:
-        batch.append(line)
-        characters += len(line)
-        if characters > _BATCH_CHARS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch

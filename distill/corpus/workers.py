@@ -21,11 +21,29 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from distill.corpus.ray_workers import open_ray
+from distill.corpus.segment import is_neural
 from distill.corpus.shard_store import ShardStore
 from distill.corpus.shards import Shard, ShardSetup, ShardTokens, load_models, tokenize_shard
+from distill.corpus.source import NEURAL_SHARD_CHARS, Source, iter_shards
 
 Submit = Callable[[Shard], Callable[[], ShardTokens]]
 """Starts work on a shard and returns what waits for its result."""
+
+
+def tokenize_sources(
+    sources: Sequence[Source], setup: ShardSetup, *, processes: int, keep: Path | None, ray: str | None
+) -> Generator[tuple[Shard, ShardTokens]]:
+    """All shards of the sources with their tokens, in order. Neural LTP runs in one process: torch's threads or the GPU
+    are its parallelism.
+
+    Args:
+        keep: a folder that keeps finished shards, so that an interrupted run can go on.
+    Raises: see `tokenize_in_order`.
+    """
+    neural = setup.segmenter is not None and is_neural(setup.segmenter)
+    shards = iter_shards(sources, shard_chars=NEURAL_SHARD_CHARS if neural else None)
+    store = ShardStore(keep, setup) if keep else None
+    return tokenize_in_order(shards, setup, processes=1 if neural else processes, store=store, ray=ray)
 
 
 def tokenize_in_order(

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from distill.corpus.tokenizing import forgets_case, listed_tokens
 from distill.corpus.tokenizing import load_tokenizer as load_bert_tokenizer
+from distill.corpus.vocabulary import SPECIAL_TOKENS
 from distill.durable import whole_folder
 from distill.errors import InputError, first_line
 from distill.modeling.config import CONFIG_FILES, load_config
@@ -101,7 +102,7 @@ def load_tokenizer(folder: str | Path) -> BertTokenizer:
     """The BERT WordPiece tokenizer of a folder; InputError if it has no vocabulary or lacks a special token."""
     tokenizer = load_bert_tokenizer(folder)
     listed = listed_tokens(Path(folder))  # the tokenizer itself puts special tokens that are missing at the end
-    for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"):
+    for token in SPECIAL_TOKENS:
         if token not in listed:
             raise InputError(f"{folder}: the vocabulary has no {token}; take the model's own tokenizer files")
     return tokenizer
