@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from distill.machine import cpuinfo, list_gpus, num_cores, processor_name
+from distill.project_folders import SEGMENTER, TOKENIZER, is_filled
 from distill.shipped import shipped
 
 OLDEST_PYTHON = (3, 11)
@@ -27,7 +28,6 @@ EXTRAS = {
 }
 """Extra -> its packages, and what needs them."""
 SEGMENTER_PACKAGES = ("ltp", "ltp-core", "ltp-extension")
-LTP, ROBERTA = Path("pretrained_model_path/ltp"), Path("pretrained_model_path/RoBERTa")
 _TOOLS = "# tests and checks"
 """The line of requirements.txt below which nothing is needed to run."""
 _FEATURES = {"AVX2": "avx2", "AVX-512": "avx512f", "VNNI": "avx512_vnni avx_vnni", "bf16": "avx512_bf16",
@@ -161,10 +161,10 @@ def _gpus() -> Finding:
 def _weights() -> Iterator[Finding]:
     """Whether the places of the published recipe are filled, where they are looked for: below the working folder."""
     for folder, what, get in (
-        (LTP, "LTP's weights", "LTP/small or LTP/legacy"),
-        (ROBERTA, "a teacher", "hfl/chinese-roberta-wwm-ext"),
+        (SEGMENTER, "LTP's weights", "LTP/small or LTP/legacy"),
+        (TOKENIZER, "a teacher", "hfl/chinese-roberta-wwm-ext"),
     ):
-        if folder.is_dir() and any(path.name != "README.md" for path in folder.iterdir()):
+        if is_filled(folder):
             yield Finding(State.ok, str(folder), f"{what} there")
         else:
             yield Finding(State.note, str(folder), f"{what} not there (the sample needs none); put the files of {get} "

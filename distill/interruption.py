@@ -4,9 +4,9 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class Terminated(BaseException):
@@ -40,13 +40,20 @@ def signals_raise() -> Iterator[None]:
             raise KeyboardInterrupt
         raise Terminated(signum)
 
+    with handling(receive):
+        yield
+
+
+@contextlib.contextmanager
+def handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Within, `handler` gets the signals that ask a process to end, but for those that are ignored."""
     numbers = [number for number in end_signals() if signal.getsignal(number) != signal.SIG_IGN]
-    handlers = {number: signal.signal(number, receive) for number in numbers}
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 def _is_importing(frame: FrameType | None) -> bool:

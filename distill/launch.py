@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from distill.errors import InputError
-from distill.interruption import end_signals
+from distill.interruption import handling
 from distill.training.metrics import StatusFile, read_status
 
 CHILD = "DISTILL_CHILD"
@@ -218,10 +219,8 @@ def _watch(
         received.append(signum)
         _signal_child(child, signum, kill=len(received) > 1)
 
-    numbers = [number for number in end_signals() if signal.getsignal(number) != signal.SIG_IGN]
-    handlers = {number: signal.signal(number, forward) for number in numbers}
-    bar, shown = None, 0
-    try:
+    with handling(forward), ExitStack() as on_exit:
+        bar, shown = None, 0
         while True:
             code = child.poll()
             status = read_status(status_file)
@@ -230,8 +229,10 @@ def _watch(
                 show(f"{name}: {message}")
             if status.get("steps") and (bar is None or status["step"] > bar.n):
                 interval = 0.3 if sys.stderr.isatty() else 30
-                bar = bar or tqdm(total=status["steps"], initial=status["step"], desc=name, unit="step",
-                                  mininterval=interval, miniters=1)  # fmt: skip
+                bar = bar or on_exit.enter_context(
+                    tqdm(total=status["steps"], initial=status["step"], desc=name, unit="step", mininterval=interval,
+                         miniters=1)
+                )  # fmt: skip
                 if "loss" in status:
                     speed = f"{status['tokens_per_second']:,.0f} tokens/s"
                     bar.set_postfix_str(f"loss {status['loss']:.3f}, {speed}", refresh=False)
@@ -241,11 +242,6 @@ def _watch(
             if reason is None and not received and (reason := give_up()):
                 _signal_child(child, signal.SIGTERM, kill=False)
             time.sleep(POLL_SECONDS)
-    finally:
-        if bar is not None:
-            bar.close()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _signal_child(child: subprocess.Popen, signum: int, *, kill: bool) -> None:

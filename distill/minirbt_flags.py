@@ -1,7 +1,6 @@
 """MiniRBT's own command line (pretraining/config.py) as a recipe of one stage, so that its users can move over."""
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -9,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 # Read by nothing in MiniRBT's training: accepted, with a warning, so that old scripts run.
 DEAD_WITH_VALUE = (

@@ -20,6 +20,11 @@ PACKED = Path("saves/data")
 MAX_SEQ_LENGTH = 512
 
 
+def is_filled(folder: Path) -> bool:
+    """Whether a user has put something into a folder, which comes with a README."""
+    return folder.is_dir() and any(file.name != "README.md" for file in folder.iterdir())
+
+
 def write_project_references() -> None:
     """Writes the references of dataset/train and dataset/dev and lists both in dataset/data.json.
 
@@ -35,7 +40,7 @@ def write_project_references() -> None:
         (SEGMENTER, "the LTP model (e.g. LTP/small or LTP/legacy)"),
         (TOKENIZER, "the teacher's vocab.txt"),
     ):
-        if not folder.is_dir() or not any(file.name != "README.md" for file in folder.iterdir()):
+        if not is_filled(folder):
             raise InputError(
                 f"{folder}: nothing there; put {what} there, or give arguments (python run_chinese_ref.py --help)"
             )

@@ -15,7 +15,7 @@ from distill.errors import InputError
 from distill.json_file import nearest, parse_json, read_json, short
 from distill.recipe import Data, Recipe, Stage, Student, TeacherCache
 from distill.recipe_tasks import Distil, FineTune, GridValues, Speed
-from distill.recipe_types import Section
+from distill.recipe_types import Section, describe_problem
 from distill.shipped import or_shipped
 
 STAGE_FIELDS = set(Stage.model_fields) - {"name", "students"}
@@ -240,8 +240,4 @@ def _first_problem(error: ValidationError, raw: dict) -> str:
     place = ", ".join(str(part) for part in loc if part not in ("list[str]", "str", "(number)", "(schedule)", "(word)"))
     if problem["type"] == "extra_forbidden":
         return f"{place}: unknown key{nearest(str(loc[-1]), section.model_fields) if section else ''}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "model_type":
-        message = "expected an object in braces"
-    found = "" if problem["type"] in ("missing", "value_error") else f", found {short(problem['input'])}"
-    return f"{place + ': ' if place else ''}{message[0].lower() + message[1:]}{found}"
+    return describe_problem(problem, place)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import os
 import signal
 import sys
@@ -42,8 +41,6 @@ from distill.training.processes import (
 )
 from distill.training.signals import StopRequest, stop_without
 from distill.training.stage import StagePaths, train_stage
-
-logger = logging.getLogger(__name__)
 
 
 def run_worker(recipe: Recipe, stage_name: str, stop: StopRequest, *, allow_changes: bool = False) -> int:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distill.errors import InputError
+from distill.machine import is_alive
 
 _WAIT_SECONDS = 0.5
 
@@ -112,12 +113,4 @@ def this_process() -> str:
 def is_gone(process: str) -> bool:
     """Whether a process is known to have ended: it ran on this machine and does not run any more."""
     found = re.fullmatch(r"process (\d+) on (.*)", process)
-    if found is None or found[2] != socket.gethostname():
-        return False
-    try:
-        os.kill(int(found[1]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    return found is not None and found[2] == socket.gethostname() and not is_alive(int(found[1]))

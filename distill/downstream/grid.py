@@ -13,9 +13,9 @@ from pydantic import Field, ValidationError, model_validator
 from distill.downstream.run import Distillation, Hyperparameters, run_folder, with_defaults
 from distill.downstream.task import Task, load_task
 from distill.errors import InputError
-from distill.json_file import nearest, read_json, short
+from distill.json_file import nearest, read_json
 from distill.recipe_tasks import GridValues
-from distill.recipe_types import Section, Seed
+from distill.recipe_types import Section, Seed, describe_problem
 
 FOLDER = Path(__file__).with_name("grids")
 
@@ -79,9 +79,7 @@ def load_grid(name: str) -> Grid:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         place = ".".join(map(str, problem["loc"]))
-        message = problem["msg"].removeprefix("Value error, ")
-        found = "" if problem["type"] in ("missing", "value_error") else f", found {short(problem['input'])}"
-        raise InputError(f"{path}: {place + ': ' if place else ''}{message[0].lower()}{message[1:]}{found}") from None
+        raise InputError(f"{path}: {describe_problem(problem, place)}") from None
 
 
 def with_tasks(grid: Grid, names: Sequence[str]) -> Grid:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from distill.corpus.ray_workers import join_cluster
 from distill.downstream.grid import Run
+from distill.errors import first_line
 
 RETRIES = 3
 """Of a run whose worker or machine died."""
@@ -29,7 +30,7 @@ def runs_over_ray(runs: Sequence[Run], address: str, attempt: Callable[[Run, Pat
                 try:
                     yield run, ray.get(done)
                 except ray.exceptions.RayError as error:  # its machine died too often
-                    yield run, (str(error).strip().splitlines() or ["ray: the run was lost"])[0]
+                    yield run, first_line(error, None)
         finally:
             for reference in waiting:
                 ray.cancel(reference, force=True)

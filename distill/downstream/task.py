@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from distill.errors import InputError
-from distill.json_file import nearest, read_json, short
+from distill.json_file import nearest, read_object, short
+from distill.recipe_types import describe_problem
 
 FOLDER = Path(__file__).with_name("tasks")
 FROM_TRAIN = "from train"
@@ -119,11 +120,8 @@ def load_task(name: str) -> Task:
             raise InputError(
                 f"task '{name}': not known{nearest(name, task_names())}; a task of your own is a .json file"
             )
-    raw = read_json(path)
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: a task is a JSON object, found {short(raw)}")
     try:
-        return Task.model_validate(raw)
+        return Task.model_validate(read_object(path, what="a task"))
     except ValidationError as error:
         raise InputError(f"{path}: {_first_problem(error)}") from None
 
@@ -139,6 +137,4 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "extra_forbidden":
         fields = Defaults.model_fields if len(problem["loc"]) > 1 else Task.model_fields
         return f"unknown key '{problem['loc'][-1]}'{nearest(str(problem['loc'][-1]), fields)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    found = "" if problem["type"] in ("missing", "value_error") else f", found {short(problem['input'])}"
-    return f"{place + ': ' if place else ''}{message[0].lower() + message[1:]}{found}"
+    return describe_problem(problem, place)

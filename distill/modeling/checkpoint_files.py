@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from distill.errors import InputError
-from distill.modeling.config import CONFIG_FILES
-from distill.modeling.uer_weights import BIAS, DECODER, DECODER_BIAS, WORDS, count_layers, from_uer, is_uer, to_uer
-from distill.modeling.weight_files import has_weights
+from distill.modeling.uer_weights import WORDS, count_layers, from_uer, is_uer, to_uer
+from distill.modeling.weight_files import BIAS, DECODER, DECODER_BIAS, has_weights
 from distill.modeling.weights import read_weight_file, read_weights
 
-FORMATS = ("hf", "uer", "tf")
 UER_WEIGHTS = "model.bin"
 """The weights in a folder that was converted for UER."""
 _BARE = ("embeddings.", "encoder.layer.", "pooler.")
@@ -50,7 +48,7 @@ def read_checkpoint(source: Path, source_format: str | None, *, exact: bool) -> 
     """The weights of a folder or file.
 
     Args:
-        source_format: one of FORMATS; None takes what is found.
+        source_format: "hf", "uer" or "tf"; None takes what is found.
         exact: whether UER's LayerNorm is folded into its weights.
     Raises:
         InputError: nothing that can be read, another format than the one named, a RoBERTa.
@@ -79,12 +77,6 @@ def read_checkpoint(source: Path, source_format: str | None, *, exact: bool) -> 
     pretrained = {name: tensor for name, tensor in plain.items() if name.startswith(("bert.", "cls."))}
     return Checkpoint("uer", _without_tied(weights),
                       to_uer(pretrained, exact=False, where=str(source)) if complete else None)  # fmt: skip
-
-
-def find_config(source: Path) -> Path | None:
-    """The config beside the weights of a folder or file; None where there is none."""
-    folder = source if source.is_dir() else source.parent
-    return next((folder / name for name in CONFIG_FILES if (folder / name).is_file()), None)
 
 
 def _read(source: Path) -> dict[str, Tensor]:

@@ -67,12 +67,17 @@ def load_config(path: str | Path) -> BertConfig:
 
 def config_file(folder: Path) -> Path:
     """The config of a model folder; InputError if it has none."""
-    found = next((folder / name for name in CONFIG_FILES if (folder / name).exists()), None)
+    found = find_config(folder)
     if found is None:
         raise InputError(
             f"{folder / CONFIG_FILES[0]}: no such file; a model folder has config.json, vocab.txt and model.safetensors"
         )
     return found
+
+
+def find_config(folder: Path) -> Path | None:
+    """The config of a model folder; None if it has none."""
+    return next((folder / name for name in CONFIG_FILES if (folder / name).exists()), None)
 
 
 def _is_wordpiece(folder: Path) -> bool:

@@ -10,7 +10,7 @@ TPUs and their TensorFlow code are not supported; TensorFlow's checkpoints are, 
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,14 @@ from distill.durable import whole_folder
 from distill.errors import InputError
 from distill.json_file import read_object
 from distill.modeling.architectures import NAMES
-from distill.modeling.checkpoint_files import UER_WEIGHTS, find_config, read_checkpoint
-from distill.modeling.config import load_config
+from distill.modeling.checkpoint_files import UER_WEIGHTS, read_checkpoint
+from distill.modeling.config import find_config, load_config
 from distill.modeling.models import copy_tokenizer, load_masked_lm
-from distill.modeling.uer_weights import BIAS, DECODER, DECODER_BIAS, WORDS, count_layers, to_uer, uer_forward
-from distill.modeling.weight_files import weight_shapes
+from distill.modeling.uer_weights import WORDS, count_layers, to_uer, uer_forward
+from distill.modeling.weight_files import BIAS, DECODER, DECODER_BIAS, HEAD, has_head
 
 logger = logging.getLogger(__name__)
 
-HEAD = "cls.predictions.transform.dense.weight"
 _TOLERANCE = 1e-4
 """Of outputs, which are of the order of 1."""
 _UER_KEYS = {
@@ -92,7 +91,7 @@ def convert_model(
     if tokenizer is None and to == "hf":
         raise InputError(f"{source}: no vocabulary beside it; name a folder or vocab.txt with --tokenizer")
     found = read_checkpoint(source, source_format, exact=exact)
-    settled = _settle_config(found.weights, config or find_config(source), where=str(source))
+    settled = _settle_config(found.weights, config or find_config(_folder_of(source)), where=str(source))
     kind = check_weights(found.weights, settled, where=str(source))
     if tokenizer is not None:
         _check_vocabulary(tokenizer, settled, where=str(source))
@@ -209,18 +208,28 @@ def _read_config(given: str | Path, sizes: Mapping[str, int]) -> BertConfig:
     return BertConfig(**{**sizes, **translated})
 
 
+def _folder_of(source: Path) -> Path:
+    """Where a source's weights lie."""
+    return source if source.is_dir() else source.parent
+
+
 def _find_tokenizer(source: Path, given: Path | None) -> Path | None:
     """Folder or vocab.txt of the model's tokens."""
     if given is not None:
         if not given.exists():
             raise InputError(f"{given}: no such file or folder; --tokenizer takes a folder with vocab.txt, or the file")
         return given
-    folder = source if source.is_dir() else source.parent
+    folder = _folder_of(source)
     return folder if (folder / "vocab.txt").is_file() or (folder / "tokenizer.json").is_file() else None
 
 
+def _tokens_of(tokenizer: Path) -> Sequence[str | None]:
+    """The tokens of a folder or vocab.txt; None for an id that no token leads to."""
+    return read_vocabulary(tokenizer) if tokenizer.is_file() else tokens_by_id(load_tokenizer(tokenizer))
+
+
 def _check_vocabulary(tokenizer: Path, config: BertConfig, *, where: str) -> None:
-    tokens = read_vocabulary(tokenizer) if tokenizer.is_file() else tokens_by_id(load_tokenizer(tokenizer))
+    tokens = _tokens_of(tokenizer)
     if lacking := [token for token in SPECIAL_TOKENS if token not in tokens]:
         raise InputError(f"{tokenizer}: the vocabulary has no {lacking[0]}; take the model's own")
     if len(tokens) != config.vocab_size:
@@ -248,8 +257,8 @@ def _write_uer(folder: Path, weights: Mapping[str, Tensor], config: BertConfig, 
     values = {ours: getattr(config, theirs) for ours, theirs in _UER_KEYS.items()}
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     if tokenizer is not None:
-        tokens = read_vocabulary(tokenizer) if tokenizer.is_file() else tokens_by_id(load_tokenizer(tokenizer))
-        (folder / "vocab.txt").write_text("".join(f"{token or ''}\n" for token in tokens), encoding="utf-8")
+        lines = "".join(f"{token or ''}\n" for token in _tokens_of(tokenizer))
+        (folder / "vocab.txt").write_text(lines, encoding="utf-8")
 
 
 def _check_outputs(
@@ -261,7 +270,7 @@ def _check_outputs(
     generator = torch.Generator().manual_seed(0)
     shape = (2, min(32, config.max_position_embeddings))
     input_ids = torch.randint(config.vocab_size, shape, generator=generator)
-    model = load_masked_lm(folder, need_head=HEAD in weight_shapes(folder)).eval()
+    model = load_masked_lm(folder, need_head=has_head(folder)).eval()
     floats = {name: tensor.float() for name, tensor in uer_weights.items()}
     states, logits = uer_forward(floats, input_ids, heads=config.num_attention_heads, exact=exact)
     with torch.no_grad():

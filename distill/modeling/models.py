@@ -7,7 +7,6 @@ nothing in them is executed.
 import contextlib
 import functools
 import logging
-import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from distill.modeling.weight_files import (
     check_shapes,
     has_weights,
 )
+from distill.recipe_types import is_hub_id
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,6 @@ TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "spec
 CLUE_TOKENS, GOOGLE_ROWS = 8021, 21128
 """clue/roberta_chinese_clue_large has rows for Google's vocabulary and uses the first 8,021 of them: rows behind them,
 and only these, are left out when the folder is opened. In other folders such a difference is a wrong vocab.txt."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def find_model(name: str, *, weights: bool = True) -> Path:
@@ -56,7 +55,7 @@ def find_model(name: str, *, weights: bool = True) -> Path:
         return folder
     if folder.exists():
         raise InputError(f"{name}: found a file; name the folder with config.json, vocab.txt and the weights")
-    if not _HUB_ID.fullmatch(name) or Path(name.split("/")[0]).exists():  # a path whose first folder is here
+    if not is_hub_id(name):
         told = _models_beside(folder) or "; name a folder with config.json, vocab.txt and weights, or a hub id"
         raise InputError(f"{name}: no such model folder{told}")
     return _fetch(name, weights)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.errors import InputError
+from distill.modeling.weight_files import BIAS, DECODER, DECODER_BIAS
 
 _NORM_EPS = 1e-6
 _MODULES = {
@@ -52,7 +53,6 @@ _OLD = {  # before 2022
 _LAYER = re.compile(r"(encoder\.transformer|bert\.encoder\.layer)\.(\d+)\.(.+)")
 _SEGMENTS = "bert.embeddings.token_type_embeddings.weight"
 WORDS = "bert.embeddings.word_embeddings.weight"
-DECODER, DECODER_BIAS, BIAS = "cls.predictions.decoder.weight", "cls.predictions.decoder.bias", "cls.predictions.bias"
 
 
 def is_uer(names: Mapping[str, Tensor]) -> bool:

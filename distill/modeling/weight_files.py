@@ -26,7 +26,8 @@ UNREADABLE = (
     OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError, IndexError, SafetensorError,
     pickle.UnpicklingError,
 )  # fmt: skip
-_HEAD = "cls.predictions.transform.dense.weight"
+HEAD = "cls.predictions.transform.dense.weight"
+DECODER, DECODER_BIAS, BIAS = "cls.predictions.decoder.weight", "cls.predictions.decoder.bias", "cls.predictions.bias"
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -43,7 +44,7 @@ def has_weights(folder: Path) -> bool:
 
 def has_head(folder: Path) -> bool:
     """Whether a model folder has a masked-language-model head; looks at the names of its weights only."""
-    return _HEAD in weight_shapes(folder)
+    return HEAD in weight_shapes(folder)
 
 
 def weight_shapes(folder: Path) -> Shapes:

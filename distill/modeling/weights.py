@@ -20,14 +20,20 @@ from distill.durable import whole_folder
 from distill.errors import InputError
 from distill.json_file import read_json
 from distill.modeling.config import config_file, load_config
-from distill.modeling.weight_files import UNREADABLE, list_weight_files, load_pickle, unreadable
+from distill.modeling.weight_files import (
+    BIAS,
+    DECODER,
+    DECODER_BIAS,
+    UNREADABLE,
+    list_weight_files,
+    load_pickle,
+    unreadable,
+)
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer
 
 EMBEDDINGS = "embeddings.word_embeddings.weight"
-DECODER = "cls.predictions.decoder.weight"
-BIASES = ("cls.predictions.bias", "cls.predictions.decoder.bias")
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class ModelFiles:
 
     def token_rows(self) -> dict[str, Tensor]:
         """The tensors that have a row for each token, by name."""
-        endings = (EMBEDDINGS, DECODER, *BIASES)
+        endings = (EMBEDDINGS, DECODER, BIAS, DECODER_BIAS)
         return {name: tensor for name, tensor in self.weights.items() if name.endswith(endings)}
 
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import math
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from distill.errors import InputError
 from distill.json_file import read_object
 from distill.recipe import Stage
 from distill.recipe_file import load_recipe
+from distill.recipe_types import is_hub_id
 from distill.training.metrics import read_metrics, read_status
 
 logger = logging.getLogger(__name__)
@@ -36,8 +36,6 @@ EXAMPLES_FILE = "report/examples.json"
 
 SILENT_SECONDS = 120
 """A stage that calls itself running and has not said so for so long is doubted."""
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 Series = dict[str, list[tuple[int, float]]]
 """Name of a value -> (step, value)."""
@@ -223,11 +221,6 @@ def number_or_none(value: Any) -> float | None:
     """A number that can be counted with; None for anything else, NaN and true among it."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return value if is_number else None
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a model's name is OWNER/NAME on the Hub and no path whose first folder is here."""
-    return _HUB_ID.fullmatch(name) is not None and not Path(name.split("/")[0]).exists()
 
 
 def open_run(path: Path) -> RunFolder:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from distill.sample.template import Entity, words_of
 
-PARTS = ("corpus", "train", "dev", "test")
 # Where each part's slice of a shuffled name pool starts, in eighths, and how large its world is against the corpus's.
 _SLICE = {"corpus": (0, 4), "train": (4, 6), "dev": (6, 7), "test": (7, 8)}
 _SCALE = {"corpus": 1.0, "train": 0.8, "dev": 0.5, "test": 0.5}

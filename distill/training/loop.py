@@ -10,7 +10,6 @@ What is decided elsewhere: which samples and masks (`corpus.batches`), what a lo
 (`student`, `checkpoint`).
 """
 
-import logging
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -30,8 +29,6 @@ from distill.training.processes import Processes, sum_gradients, sum_over_proces
 from distill.training.signals import StopRequest
 from distill.training.step_log import StudentLog
 from distill.training.student import StudentRun
-
-logger = logging.getLogger(__name__)
 
 Teacher = Callable[[MicroBatch], dict[bool, Features]]
 """Micro-batch -> features, by whether they came with attention matrices: a `TeacherPass`, or what stands in for it."""

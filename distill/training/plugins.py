@@ -14,7 +14,7 @@ from pathlib import Path
 
 from textbrewer.presets import KD_LOSS_MAP, MATCH_LOSS_MAP, PROJ_MAP
 
-from distill.errors import InputError
+from distill.errors import InputError, first_line
 from distill.training.losses import TOKENS, UNITS
 
 _REGISTRIES = (KD_LOSS_MAP, MATCH_LOSS_MAP, PROJ_MAP)
@@ -60,8 +60,7 @@ def _import_plugin(path: Path) -> None:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
         line = f", line {lines[-1]}" if lines else ""
-        text = (str(error).splitlines() or [""])[0]
-        raise InputError(f"--plugin {path}{line}: {type(error).__name__}: {text}") from error
+        raise InputError(f"--plugin {path}{line}: {type(error).__name__}: {first_line(error, None)}") from error
     for registry, entries in zip(_REGISTRIES, before, strict=True):
         for entry, function in entries.items():
             if registry.get(entry) is not function and getattr(function, "__module__", "") != name:

@@ -102,8 +102,7 @@ def is_same_everywhere(text: str, processes: Processes) -> bool:
 
 def share_from_first(number: int, processes: Processes) -> int:
     """The first process's `number`, in all processes."""
-    mine = float(number) if processes.is_first else 0.0
-    return int(sum_over_processes(torch.tensor([mine], dtype=torch.float64), processes).item())
+    return int(numbers_from_first([number], processes)[0])
 
 
 def numbers_from_first(numbers: Sequence[float], processes: Processes) -> list[float]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.errors import InputError
+from distill.errors import InputError, first_line
 from distill.json_file import nearest
 from distill.recipe import Stage
 
@@ -74,8 +74,8 @@ class Tracker:
             call()
         except Exception as error:  # whatever a service's client lets through must not end a run
             self._tracker = None
-            reason = (str(error).splitlines() or [""])[0][:200]
-            self._tell(f"tracker {self.name} is given up ({type(error).__name__}: {reason}); metrics.jsonl goes on")
+            reason = f"{type(error).__name__}: {first_line(error, 200)}"
+            self._tell(f"tracker {self.name} is given up ({reason}); metrics.jsonl goes on")
 
 
 def open_trackers(stage: Stage, folder: Path, tell: Callable[[str], None]) -> list[Tracker]:
