@@ -1,1 +1,1 @@
-"""Tasks and fine-tuning."""
+"""Tasks: fine-tuning on them, grids, speed, and what is exported."""

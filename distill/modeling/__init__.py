@@ -1,1 +1,1 @@
-"""Encoders and their weights."""
+"""Encoders: their folders, weights and vocabularies."""

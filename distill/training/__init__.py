@@ -1,1 +1,1 @@
-"""Objective, loop, checkpoints, layer matching."""
+"""A stage: layer matches, objective, loop, checkpoints."""
