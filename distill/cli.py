@@ -90,7 +90,7 @@ def ref(
     from distill.corpus.ray_workers import check_ray
     from distill.corpus.segment import add_dictionary, check_segmenter
     from distill.modeling.models import find_model
-    from distill.pipeline import show_progress
+    from distill.progress import show_progress
 
     segmenter = add_dictionary(segmenter, dictionary)
     check_segmenter(segmenter)
@@ -129,7 +129,7 @@ def pack(
     from distill.corpus.prepare import check_data, prepare_dataset
     from distill.corpus.ray_workers import check_ray
     from distill.modeling.models import find_model
-    from distill.pipeline import show_progress
+    from distill.progress import show_progress
     from distill.recipe_file import check_data_fields
 
     check_writable(output)

@@ -149,7 +149,7 @@ def features(
     from distill.durable import write_whole
     from distill.modeling.inference import text_features
     from distill.modeling.models import find_model
-    from distill.pipeline import show_progress
+    from distill.progress import show_progress
 
     if output.suffix != ".npy":
         raise InputError(f"{output}: features are written as .npy; name such a file")

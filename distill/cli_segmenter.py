@@ -69,7 +69,7 @@ def train(
 def _label(files: list[Path], labelled: Path, spec: str, max_sentences: int | None) -> None:
     from distill.corpus.labelling import DEFAULT_SENTENCES, write_labelled
     from distill.corpus.segment import load_segmenter
-    from distill.pipeline import show_progress
+    from distill.progress import show_progress
 
     most = max_sentences or DEFAULT_SENTENCES
     with show_progress(f"sentences split by {spec}", most, unit="sentence") as advance:

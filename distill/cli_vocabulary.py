@@ -34,7 +34,7 @@ def train(
     """Train a WordPiece vocabulary from text: vocab.txt and tokenizer_config.json, as BertTokenizer reads them."""
     from distill.corpus.text import estimate_characters, expand_text
     from distill.corpus.vocabulary import refuse_existing, train_vocabulary, write_tokenizer_folder
-    from distill.pipeline import show_progress
+    from distill.progress import show_progress
 
     refuse_existing(output)
     files = expand_text(text)
@@ -61,7 +61,7 @@ def prune(
     from distill.corpus.vocabulary import count_tokens, read_vocabulary, refuse_existing
     from distill.modeling.models import find_model
     from distill.modeling.vocabulary import prune_vocabulary
-    from distill.pipeline import show_progress
+    from distill.progress import show_progress
 
     if not text and keep is None:
         raise InputError("distill vocab prune: nothing says what stays; give --text, --keep or both")

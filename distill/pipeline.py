@@ -4,28 +4,25 @@ The parent (`run_recipe`) checks everything, prepares data in its own pool and s
 A worker (`run_worker`) is one of those processes. What is finished is skipped, so the same command continues a run.
 """
 
-import contextlib
 import functools
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from distill.changes import check_places, check_unchanged, check_writable, find_changes, record_changes, record_inputs
 from distill.corpus.prepare import prepare_dataset
+from distill.costs import describe_cost, describe_stage
 from distill.durable import write_json
 from distill.errors import InputError
 from distill.finetuning import Plan, plan_section, run_plan
 from distill.launch import Cluster, StageFailed
-from distill.modeling.counting import count_parameters
 from distill.nodes import Follower, Leader
 from distill.passes import record_pass
 from distill.planning import StagePlan, plan_recipe
+from distill.progress import show_progress
 from distill.recipe import Recipe, Stage
 from distill.release.results import collect_results, format_results
 from distill.release.run_folder import (
@@ -41,7 +38,6 @@ from distill.release.stage_parts import show_duration
 from distill.reporting import report_at_end
 from distill.run_status import Work, at_work
 from distill.stage_processes import run_stage_processes
-from distill.training.accounting import pass_flops
 from distill.training.checkpoint import checkpoint_students, clear_other_checkpoints
 from distill.training.plugins import load_plugins
 
@@ -285,30 +281,6 @@ def record_settings(plan: StagePlan, students: list[str], output: Path) -> None:
     })  # fmt: skip
 
 
-@contextlib.contextmanager
-def show_progress(what: str, total: int, unit: str = "char") -> Iterator[Callable[[int], None]]:
-    """A progress bar, in characters if nothing else is said."""
-    interval = 0.5 if sys.stderr.isatty() else 30
-    with tqdm(total=total, desc=what, unit=unit, unit_scale=True, mininterval=interval, delay=1) as bar:
-        yield lambda done: bar.update(done) and None
-
-
-def describe_stage(plan: StagePlan, students: list[str], cluster: Cluster) -> str:
-    """The start line of a stage: who learns from whom, and the batch arithmetic."""
-    stage = plan.stage
-    per_process = -(-stage.global_batch_size // cluster.world_size)
-    micro = min(stage.rows_per_forward(), per_process)
-    pieces = f"{-(-per_process // micro)} micro-batch(es) x up to {micro}"
-    if stage.micro_batch_size == "auto":
-        pieces = "micro-batches of a size that is tried out at the start"
-    source = f"from {stage.teacher}" if stage.teacher else "without a teacher"
-    length = f"{stage.steps:,} steps" if stage.steps else f"{stage.epochs:g} epochs"
-    return (
-        f"{stage.name}: {', '.join(students)} {source}, {length} of {stage.global_batch_size:,} sequences = "
-        f"{cluster.world_size} process(es) x {pieces}, {stage.max_seq_length} tokens each"
-    )
-
-
 def describe_plan(
     recipe: Recipe, cluster: Cluster, *, only_stage: str | None = None, allow_changes: bool = False
 ) -> str:
@@ -326,27 +298,6 @@ def describe_plan(
     if not only_stage and (comparison := plan_section(recipe, plans)):
         lines.append(comparison.describe())
     return "\n".join(lines)
-
-
-def describe_cost(plan: StagePlan, students: list[str]) -> list[str]:
-    """Parameters, tokens, FLOPs and memory of a pass, from the configs alone."""
-    stage, length = plan.stage, plan.stage.max_seq_length
-    share = stage.data.mean_mask_probability()
-    counts = {name: count_parameters(plan.students[name].config).masked_lm for name in students}
-    lines = [f"{name}: {count:,} parameters, matches: {len(plan.matches[name])}" for name, count in counts.items()]
-    flops = pass_flops(
-        plan.teacher.config if plan.teacher else None,
-        [(plan.students[name].config, plan.matches[name], stage.students[name]) for name in students],
-        length=length, head_share=share,
-    )  # fmt: skip
-    if stage.steps:
-        tokens = stage.steps * stage.global_batch_size * length
-        lines.append(f"{tokens:,} tokens x {flops / 1e6:.3g} MFLOPs = {tokens * flops:.3g} FLOPs")
-    # Weights, gradients, two moments, and a moving average if wanted, in float32; the teacher's weights alone.
-    memory = sum((20 if stage.students[name].ema else 16) * count for name, count in counts.items())
-    memory += 4 * count_parameters(plan.teacher.config).masked_lm if plan.teacher else 0
-    lines.append(f"weights and optimiser: {memory / 1e6:,.1f} MB a process, activations not counted")
-    return lines
 
 
 def _check_made_before(stages: list[Stage], plans: dict[str, StagePlan], only_stage: str | None) -> None:

@@ -48,7 +48,7 @@ def write_project_references() -> None:
         raise InputError(f"{TEXT['train']}: no text there; put your *.txt there, one passage a line (or *.jsonl)")
     check_segmenter(f"ltp:{SEGMENTER}")
     from distill.durable import write_json
-    from distill.pipeline import show_progress  # after the checks: it imports torch
+    from distill.progress import show_progress
 
     listed: dict[str, dict[str, list[str]]] = {}
     for split, folder in TEXT.items():

@@ -24,7 +24,7 @@ from distill.downstream.run import digest_model
 from distill.examining import choose_sentences, examine_models, gram_matrices, similarity
 from distill.modeling.inference import fill_mask
 from distill.passes import record_pass
-from distill.pipeline import show_progress
+from distill.progress import show_progress
 from distill.recipe_file import load_recipe
 from distill.release.chain import read_chain
 from distill.release.charts import Axis, heat_chart, line_chart, scatter_chart, show, thin_out
