@@ -139,7 +139,9 @@ def features(
     model: Model,
     text: Annotated[list[Path], typer.Option(help="text files, a text a line; blank lines are left out; repeatable")],
     output: Annotated[Path, typer.Option(help="file for the array of float32, lines x dimensions (.npy)")],
-    pooling: Annotated[Pooling, typer.Option(help="cls: of [CLS]; mean, max: over all tokens of the line")],
+    pooling: Annotated[
+        Pooling, typer.Option(help="cls: of [CLS]; mean, max: over all tokens of the line")
+    ] = Pooling.mean,
 ) -> None:
     """Write the last hidden states of lines of text, one vector a line."""
     import numpy as np

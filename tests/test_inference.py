@@ -63,7 +63,7 @@ def test_the_commands(folder, project, capsys):
     assert len(answers) == 2 and answers[0]["score"] >= answers[1]["score"] and set(answers[0]) == {
         "score", "token", "token_str", "sequence"}  # fmt: skip
     project.write("lines.txt", "今天\n\n明天\n")
-    assert run("features", "m", "--text", "lines.txt", "--pooling", "mean", "--output", "vectors.npy") == 0
+    assert run("features", "m", "--text", "lines.txt", "--output", "vectors.npy") == 0
     expected = text_features(folder, ["今天", "明天"], pooling="mean")
     assert np.array_equal(np.load("vectors.npy"), expected)
 
@@ -76,7 +76,7 @@ def test_the_commands(folder, project, capsys):
     (["features", "m", "--text", "t.txt", "--pooling", "cls", "--output", "d.npy"], "d.npy: a folder is there"),
     (["features", "m", "--text", "long.txt", "--pooling", "cls", "--output", "x.npy"], "long.txt: line 3: 82 tokens"),
     (["features", "m", "--text", "blank.txt", "--pooling", "cls", "--output", "x.npy"], "blank.txt: only blank lines"),
-    (["features", "m", "--text", "t.txt", "--output", "x.npy"], "'--pooling'. Choose from: cls, mean, max; see"),
+    (["convert", "m", "--output", "x.npy"], "'--to'. Choose from: hf, uer, tencentpretrain; see"),
 ])  # fmt: skip
 def test_what_cannot_be_answered_is_said(arguments, words, folder, project, capsys):
     project.write("t.txt", "今天\n")
