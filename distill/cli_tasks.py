@@ -295,7 +295,7 @@ def latency(
     from distill.finetuning import name_models
     from distill.machine import num_cores
     from distill.modeling.models import find_model
-    from distill.pipeline import show_progress
+    from distill.progress import show_progress
 
     if output is not None:
         check_writable_file(output)
