@@ -20,6 +20,7 @@ from distill.modeling.models import (
     used_rows,
 )  # fmt: skip
 from distill.modeling.narrow import check_narrowing
+from distill.modeling.neighbours import check_neighbours
 from distill.modeling.weight_files import check_shapes, has_head
 from distill.recipe import Recipe, Stage, Student
 from distill.training.matches import Match, resolve_matches
@@ -179,6 +180,8 @@ def _check_student(
     """Everything about one student but its matches."""
     check_kd_loss(student.kd_loss, where=where)
     check_scheduler(student.scheduler, where=where)
+    if student.init_attention:
+        check_neighbours(config, where=where)
     if teacher and student.init_width:
         check_narrowing(student.init_layers, teacher.config, config, where=where)
     elif teacher and student.init_layers:

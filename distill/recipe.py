@@ -149,8 +149,12 @@ class Student(Section):
     init_width: Literal["importance", "pca"] | None = Field(
         None,
         description="start from a wider teacher, cut to the student's widths: the units that matter most, or (pca) the "
-        "directions; layers as init_layers says, else spread evenly",
+        "directions; layers as init_layers says, else from the first to the last",
     )
+    init_attention: Literal["neighbours"] | None = Field(
+        None, description="random weights, but the first layer looks at the tokens before and after, which a start "
+        "from nothing takes long to find"
+    )  # fmt: skip
     method: str | None = Field(
         None, description="name or JSON path of a distillation method: student fields that stand just below the ones "
         "written beside it; see docs/methods.md"
@@ -195,10 +199,10 @@ class Student(Section):
     def _has_shape(self) -> "Student":
         if self.config is None and self.init is None:
             raise ValueError("give 'config' (a BertConfig JSON) or 'init' (a model to start from)")
-        if self.init is not None and self.init_layers is not None:
-            raise ValueError("'init' and 'init_layers' both set the starting weights; give one")
-        if self.init is not None and self.init_width is not None:
-            raise ValueError("'init' and 'init_width' both set the starting weights; give one")
+        starts = {field: getattr(self, field) for field in ("init", "init_attention", "init_width", "init_layers")}
+        given = [field for field, value in starts.items() if value is not None]
+        if len(given) > 1 and given != ["init_width", "init_layers"]:
+            raise ValueError(f"'{given[0]}' and '{given[-1]}' both set the starting weights; give one")
         return self
 
     @model_validator(mode="after")

@@ -202,6 +202,10 @@ def test_a_wrong_set_says_what_there_is(setting, message):
         (make(student={"temperature": 0}), "temperature: .*greater than 0"),
         (make(student={"kd_scale": "square"}), "kd_scale: .*'none' or 'tau_squared', found \"square\""),
         (make(student={"init": "m", "init_width": "pca"}), "'init' and 'init_width' both set the starting weights"),
+        (
+            make(student={"init_attention": "neighbours", "init_layers": [0]}),
+            "'init_attention' and 'init_layers' both set the starting weights",
+        ),
         (make(student={"init_width": "svd"}), "init_width: .*'importance' or 'pca', found \"svd\""),
         (
             make(student={"init_width": "pca"}, stage={"teacher": None}),

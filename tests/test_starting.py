@@ -43,6 +43,15 @@ def test_a_start_depends_on_teacher_rows_and_method_and_on_nothing_else(world):
     assert not is_equal(plain, start(world, HIDDEN))
 
 
+def test_a_start_that_looks_at_neighbours_is_random_but_for_them(world):
+    name = "student.bert.encoder.layer.0.attention.self.key.weight"
+    found, plain = start(world, {**HIDDEN, "init_attention": "neighbours"}), start(world, HIDDEN)
+    assert (found[name] == 0).any() and not (plain[name] == 0).any()
+    later = "student.bert.encoder.layer.1.attention.self.key.weight"
+    assert torch.equal(found[later], plain[later])
+    assert not is_equal(found, start(world, {**HIDDEN, "init_attention": "neighbours", "seed": 5}))
+
+
 def test_a_student_as_wide_as_its_teacher_starts_as_its_layers(world):
     write_config(world / "deep.json", tiny_config(layers=4, width=32, heads=4, intermediate_size=64))
     found = start(world, {"config": "deep.json", "init_width": "importance"})

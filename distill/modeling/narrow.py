@@ -30,8 +30,12 @@ _AT_MOST = ("hidden_size", "intermediate_size", "num_attention_heads", "max_posi
 
 
 def spread_layers(teacher: int, student: int) -> list[int]:
-    """The teacher's layers that a shallower student starts from: those that `uniform` matches compare it with."""
-    return [(2 * (i + 1) * teacher + student) // (2 * student) - 1 for i in range(student)]
+    """The teacher's layers that a shallower student starts from: first, last, and evenly between, as in MiniRBT.
+
+    The first is where a model finds the neighbours of a token; a start without it is hardly better than none.
+    """
+    steps = max(student - 1, 1)
+    return [(2 * i * (teacher - 1) + steps) // (2 * steps) for i in range(student)]
 
 
 def check_narrowing(layers: Sequence[int] | None, teacher: BertConfig, student: BertConfig, *, where: str) -> None:
@@ -100,7 +104,7 @@ def narrow_teacher(
         method: "importance": the units with the largest mean square (of the residual stream), or that move the residual
             stream most (neurons and heads). "pca": mixtures of residual units, the directions with the largest mean
             square; inner units as with importance.
-        layers: the teacher's layer for each of the student's; None = spread evenly.
+        layers: the teacher's layer for each of the student's; None = `spread_layers`.
     Returns: what projections of the student's hidden states to the teacher's width start from.
     Raises:
         InputError: see `check_narrowing`.

@@ -11,6 +11,7 @@ from distill.corpus.batches import MicroBatch, StepBatches
 from distill.modeling.initialise import copy_layers
 from distill.modeling.models import build_model, load_config, load_masked_lm
 from distill.modeling.narrow import WayBack, narrow_teacher
+from distill.modeling.neighbours import look_at_neighbours
 from distill.recipe import Stage, Student
 from distill.training.matches import Match, resolve_matches
 from distill.training.objective import Needs, Objective, encode
@@ -59,6 +60,8 @@ def start_student(
     way_back = None
     if init:
         model.load_state_dict(load_masked_lm(init).state_dict())
+    elif settings.init_attention:
+        look_at_neighbours(model, seed=seed)
     elif settings.init_width and teacher is not None:
         if measured_on is not None:
             samples = _first_samples(measured_on, stage.max_seq_length)
