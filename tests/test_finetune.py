@@ -163,7 +163,7 @@ def test_the_best_epoch_on_dev_stays(encoder, tmp_path):
     scores = [epoch["score"] for epoch in results["epochs"]]
     lines = [line for line in lines if ": step " not in line]  # of a slow machine
     assert len(lines) == 7 and lines[1].startswith("tiny-classification: epoch 1: dev accuracy")
-    assert re.fullmatch(r"tiny-classification: \d+ steps in 6 epochs", lines[0])
+    assert re.fullmatch(r"tiny-classification: \d+ steps in 6 epoch\(s\)", lines[0])
     assert results["best_epoch"] == scores.index(max(scores)) + 1
     kept = {name: results["epochs"][int(results["best_epoch"]) - 1][name] for name in task.metrics}
     assert results["dev"]["metrics"] == kept
@@ -195,7 +195,7 @@ def test_a_long_run_says_twice_a_minute_how_far_it_is():
     for step in range(1, 5):
         state.global_step = step
         progress.on_step_end(None, state, None)
-    assert lines == ["t: 1,004 steps in 2 epochs", "t: step 2 of 1,004, about 259 min left",
+    assert lines == ["t: 1,004 steps in 2 epoch(s)", "t: step 2 of 1,004, about 259 min left",
                      "t: step 4 of 1,004, about 258 min left"]  # fmt: skip
 
 

@@ -83,7 +83,9 @@ def test_the_command_does_a_run_in_two_processes(place, forked, tmp_path, capfd)
     assert run(*place, "--processes", "2") == 0
     told = capfd.readouterr()
     assert "dev: accuracy " in told.out and "best epoch 1" in told.out
-    assert told.err.startswith("tiny-classification: epoch 1: dev accuracy ") and told.err.count("\n") == 1
+    start, epoch = told.err.splitlines()
+    assert start == "tiny-classification: 5 steps in 1 epoch(s)"
+    assert epoch.startswith("tiny-classification: epoch 1: dev accuracy ")
     folder = run_folder_of(tmp_path)
     assert {path.name for path in folder.iterdir()} == {
         "metrics.json", "model", "predictions-dev.jsonl", "predictions-test.jsonl"}  # fmt: skip
@@ -96,7 +98,7 @@ def test_a_signal_ends_all_processes_and_leaves_nothing(place, tmp_path, python,
     command = [python, "-m", "distill", *place, "--epochs", "10000", "--processes", "2"]
     pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
     parent = subprocess.Popen(command, env=command_environment, text=True, **pipes)
-    assert "epoch 1: " in parent.stderr.readline()
+    assert "steps in 10000 epoch(s)" in parent.stderr.readline() and "epoch 1: " in parent.stderr.readline()
     parent.send_signal(signal.SIGTERM)
     err = parent.communicate(timeout=120)[1].splitlines()
     assert parent.returncode == 143
@@ -124,7 +126,7 @@ def test_a_process_tells_its_parent_every_epoch(child, tmp_path):
     assert shared_run.train_as_child(child) == 0
     status = read_status(tmp_path / shared_run.STATUS_FILE)
     assert status["state"] == "finished"
-    assert [message[:22] for message in status["messages"]] == ["epoch 1: dev accuracy "]
+    assert [message[:21] for message in status["messages"]] == ["3 steps in 1 epoch(s)", "epoch 1: dev accuracy"]
 
 
 def test_what_only_a_process_finds_wrong_is_one_line(child, tmp_path):

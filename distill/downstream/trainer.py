@@ -106,7 +106,7 @@ class TellProgress(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.start = self.told = self.clock()
         if state.is_world_process_zero:
-            self.show(f"{self.task.name}: {state.max_steps:,} steps in {args.num_train_epochs:g} epochs")
+            self.show(f"{self.task.name}: {state.max_steps:,} steps in {args.num_train_epochs:g} epoch(s)")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         now = self.clock()
