@@ -199,8 +199,8 @@ class Student(Section):
     def _has_shape(self) -> "Student":
         if self.config is None and self.init is None:
             raise ValueError("give 'config' (a BertConfig JSON) or 'init' (a model to start from)")
-        starts = {field: getattr(self, field) for field in ("init", "init_attention", "init_width", "init_layers")}
-        given = [field for field, value in starts.items() if value is not None]
+        starts = ("init", "init_attention", "init_width", "init_layers")
+        given = [field for field in starts if getattr(self, field) is not None]
         if len(given) > 1 and given != ["init_width", "init_layers"]:
             raise ValueError(f"'{given[0]}' and '{given[-1]}' both set the starting weights; give one")
         return self

@@ -103,7 +103,7 @@ def model_name(given: str, folder: Path) -> str:
     place = folder.resolve()
     if place.name == MODEL_FOLDER and (place / TASK_FILE).is_file() and len(place.parents) > 2:
         return f"{place.parents[2].name}-{place.parents[1].name}"
-    return folder.resolve().name if Path(given).is_dir() else given.rpartition("/")[2]
+    return place.name if Path(given).is_dir() else given.rpartition("/")[2]
 
 
 def finished_metrics(folder: Path) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ def check_neighbours(config: BertConfig, *, where: str) -> None:
 def look_at_neighbours(model: BertForMaskedLM, *, seed: int) -> None:
     """Sets the positions and up to four heads of the first layer of a random model, in place.
 
-    With K frequencies, one in each K-th of 0 to pi, the product of two positions' sinusoids is K/2 times their squared
+    With K frequencies, one in each K-th of 0 to pi, the product of two positions' sinusoids is K times their squared
     amplitude at distance 0 and near 0 at every other. Within its K-th a frequency is drawn, so that no distance
     comes close to 0 again.
 
@@ -51,12 +51,13 @@ def look_at_neighbours(model: BertForMaskedLM, *, seed: int) -> None:
     frequencies = math.pi * (torch.arange(number) + drawn) / number
     angles = torch.arange(config.max_position_embeddings)[:, None] * frequencies
     sinusoids = torch.cat([angles.cos(), angles.sin()], dim=1)
-    embeddings.position_embeddings.weight[:, waves] = math.sqrt(2) * WAVE * deviation * sinusoids
+    height = math.sqrt(2) * WAVE  # in deviations
+    embeddings.position_embeddings.weight[:, waves] = height * deviation * sinusoids
     embeddings.word_embeddings.weight[:, waves] = 0
 
-    # What LayerNorm makes of the amplitude: all other units are the sum of a word and a position, 2 deviations^2.
+    # What LayerNorm makes of the height: all other units are the sum of a word and a position, 2 deviations^2.
     share = 2 * number / config.hidden_size
-    amplitude = math.sqrt(2) * WAVE / math.sqrt(share * WAVE**2 + (1 - share) * 2)
+    amplitude = height / math.sqrt(share * WAVE**2 + (1 - share) * 2)
     gain = math.sqrt(PEAK * math.sqrt(size) / number) / amplitude
     attention = model.get_submodule("bert.encoder.layer.0.attention.self")
     for head, offset in zip(range(config.num_attention_heads), OFFSETS, strict=False):
