@@ -183,7 +183,8 @@ def load_perceptron(folder: ModelFolder) -> Cut:
 def _is_whole_avro(file: Path) -> bool:
     """Whether an Avro file has its beginning and its end: the 16 bytes that end its header end every block too.
 
-    LTP's loader aborts the whole process on a file that is cut short.
+    LTP's loader aborts the whole process on a file that is cut short. The zero that closes the header's metadata is
+    looked for with the 16: a file short of a byte ends in 15 of them, with a byte of data before.
     """
     content = file.read_bytes()
-    return content.startswith(b"Obj\x01") and content.find(content[-16:]) < len(content) - 16
+    return content.startswith(b"Obj\x01") and content.find(b"\0" + content[-16:]) not in (-1, len(content) - 17)
