@@ -1,22 +1,18 @@
 """One stage on one process: loads what it needs, runs the loop, evaluates, saves, and leaves finished model folders."""
 
 import contextlib
-import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import BertForMaskedLM
 
-from distill.corpus.batches import DevBatches, MicroBatch, StepBatches
+from distill.corpus.batches import MicroBatch
 from distill.corpus.masking import MaskVocabulary
-from distill.corpus.order import locate_samples, sample_key
 from distill.corpus.rows import PackedRows
-from distill.corpus.schedule import scheduled_value
 from distill.modeling.models import load_config, load_masked_lm, load_tokenizer, save_model
 from distill.modeling.weight_files import has_head
 from distill.recipe import MaskSchedule, Stage, Student
@@ -38,8 +34,9 @@ from distill.training.metrics import StatusFile
 from distill.training.micro_batch import settle_micro_batch
 from distill.training.precision import choose_dtype
 from distill.training.processes import Processes, share_from_first, wait_for_all
-from distill.training.sharding import check_equal_forwards, shard_layers
+from distill.training.sharding import shard_layers
 from distill.training.signals import StopRequest
+from distill.training.stage_setting import StagePaths, StageSetting
 from distill.training.starting import start_student
 from distill.training.student import StudentRun
 from distill.training.teacher_cache import CachedSteps, CachedTeacher, RehearsedTeacher
@@ -49,30 +46,6 @@ logger = logging.getLogger(__name__)
 PROBE_TOKENS = 8192
 """Most tokens to measure the terms' gradients on: plain code that keeps all activations for one term after the other
 takes more memory than training does, which a micro-batch that just fits does not leave."""
-
-
-@dataclass(frozen=True)
-class StagePaths:
-    """Everything that a stage reads and writes."""
-
-    dataset: Path
-    tokenizer: Path
-    teacher: Path | None
-    inits: Mapping[str, Path]
-    stage: Path
-    models: Path
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.stage / "checkpoints"
-
-    @property
-    def teacher_caches(self) -> Path:
-        return self.models.parent / "teacher_cache"
-
-    @property
-    def status(self) -> Path:
-        return self.stage / "status.json"
 
 
 def train_stage(
@@ -94,62 +67,24 @@ def train_stage(
         TrainingFailed: a loss or gradient is no number, or the disk takes no checkpoint when one is needed.
         OSError: the disk takes no model.
     """
-    dtype, compiled = choose_dtype(stage.precision, processes.device), should_compile(stage.compile, processes.device)
     rows = PackedRows(paths.dataset / "train")
-    steps = stage.num_steps(len(rows))
     vocabulary = MaskVocabulary.from_tokenizer(load_tokenizer(paths.tokenizer))
-    teacher_model = _load_teacher(stage, students, paths)
-    batches = functools.partial(_make_batches, stage, rows, vocabulary, steps)
-    alone = Processes(0, 1, processes.device)
-    checkpoint = _choose_checkpoint(paths.checkpoints, processes, status)
-    runs = [
-        start_student(
-            name, stage, teacher_model, init=paths.inits.get(name), steps=steps, processes=processes, dtype=dtype,
-            compiled=compiled, measured_on=None if checkpoint else batches(alone),
-        )
-        for name in students
-    ]  # fmt: skip
-    teacher = _start_teacher(teacher_model, runs, stage, processes, dtype, status, compiled=compiled)
-    del teacher_model  # `teacher` holds it, until a cache takes its place
-    first_step, tokens = _resume(runs, checkpoint)
-    arithmetic = str(dtype).removeprefix("torch.")
-    if any(run.is_compiled for run in runs) or (teacher and teacher.is_compiled):
-        arithmetic += ", compiled (the first step takes a while)"
-    status.note(f"training on {processes.device} in {arithmetic}, from step {first_step:,}")
-    if len(rows) < stage.global_batch_size:
-        status.note(f"the corpus has {len(rows):,} rows, fewer than one step takes; they repeat within a step")
-    if stage.micro_batch_size == "auto":
-        rows_per_forward = settle_micro_batch(
-            paths.stage, students=runs, batches=_make_batches(stage, rows, vocabulary, steps, processes),
-            teacher=RehearsedTeacher(teacher, stage.teacher_cache.size) if stage.teacher_cache and teacher else teacher,
-            step=heaviest_step(stage, steps), goes_on=first_step > 0, processes=processes, tell=status.note,
-        )  # fmt: skip
-        stage = stage.model_copy(update={"micro_batch_size": rows_per_forward})
-        batches = functools.partial(_make_batches, stage, rows, vocabulary, steps)
-    dev = _dev_batches(stage, paths, vocabulary, processes)
+    dtype = choose_dtype(stage.precision, processes.device)
+    setting = StageSetting(stage, stage.num_steps(len(rows)), rows, vocabulary, paths, processes, status, dtype)
+    runs, teacher, last = _start(setting, students)
+    setting = _settle_micro_batch(setting, runs, teacher, goes_on=last.step > 0)
+    stage, steps, first_step, tokens = setting.stage, setting.steps, last.step, last.tokens
     keeper = Bookkeeper(
-        stage, paths.stage, steps=steps, first_step=first_step, runs=runs, dev=dev, processes=processes, status=status,
-        stop=stop, whole_step=lambda step: _whole_step(batches, stage, rows, step),
+        stage, paths.stage, steps=steps, first_step=first_step, runs=runs, dev=setting.dev(processes),
+        processes=processes, status=status, stop=stop, whole_step=setting.whole_step,
         throughput=Throughput(flops_per_token=_pass_flops(stage, runs, teacher), peak=measure_peak(dtype, processes)),
     )  # fmt: skip
-    last = StepReport(first_step, tokens, None)
     try:
-        if teacher and paths.teacher and has_head(paths.teacher):
-            # All processes must run a teacher that they share equally often: each measures it on all of dev.
-            whole_dev = _dev_batches(stage, paths, vocabulary, alone) if stage.shard_teacher else dev
-            keeper.measure_teacher(teacher, whole_dev, alone if stage.shard_teacher else processes)
+        if teacher:
+            _measure_teacher(setting, teacher, keeper)
         keeper.before(last)
-        source: Dataset[list[MicroBatch]] = batches(processes)
-        probe = batches(alone).load(range(_probe_rows(stage)))
-        teaching: Teacher | None = teacher
-        if stage.teacher_cache and teacher and paths.teacher:
-            files = cache_teacher(
-                stage, steps, teacher, batches(processes), root=paths.teacher_caches, teacher_folder=paths.teacher,
-                dataset=paths.dataset, vocabulary=vocabulary, dtype=dtype, first_step=first_step,
-                probe=probe.samples, processes=processes, status=status,
-            )  # fmt: skip
-            cached = CachedSteps(batches(processes), files)
-            source, teacher, teaching, probe = cached, None, CachedTeacher(), cached.with_teacher(probe)
+        teaching, source, probe = _prepare_teaching(setting, teacher, first_step)
+        del teacher  # `teaching` holds it, unless a cache has taken its place
         keeper.watch_gradients(teaching, probe)
         for last in run_steps(
             runs, teaching, load_ahead(source, range(first_step, steps), processes.device), first_step=first_step,
@@ -169,6 +104,74 @@ def train_stage(
     wait_for_all(processes)
 
 
+def _start(setting: StageSetting, students: list[str]) -> tuple[list[StudentRun], TeacherPass | None, StepReport]:
+    """The students and their teacher, from the newest checkpoint if there is one, and what was done until then."""
+    stage, paths, processes, status = setting.stage, setting.paths, setting.processes, setting.status
+    compiled = should_compile(stage.compile, processes.device)
+    teacher_model = _load_teacher(stage, students, paths)
+    checkpoint = _choose_checkpoint(paths.checkpoints, processes, status)
+    runs = [
+        start_student(
+            name, stage, teacher_model, init=paths.inits.get(name), steps=setting.steps, processes=processes,
+            dtype=setting.dtype, compiled=compiled, measured_on=None if checkpoint else setting.batches(setting.alone),
+        )
+        for name in students
+    ]  # fmt: skip
+    teacher = _start_teacher(teacher_model, runs, setting, compiled=compiled)
+    first_step, tokens = _resume(runs, checkpoint)
+    arithmetic = str(setting.dtype).removeprefix("torch.")
+    if any(run.is_compiled for run in runs) or (teacher and teacher.is_compiled):
+        arithmetic += ", compiled (the first step takes a while)"
+    status.note(f"training on {processes.device} in {arithmetic}, from step {first_step:,}")
+    if len(setting.rows) < stage.global_batch_size:
+        status.note(f"the corpus has {len(setting.rows):,} rows, fewer than one step takes; they repeat within a step")
+    return runs, teacher, StepReport(first_step, tokens, None)
+
+
+def _settle_micro_batch(
+    setting: StageSetting, runs: list[StudentRun], teacher: TeacherPass | None, *, goes_on: bool
+) -> StageSetting:
+    """The setting with a number as `micro_batch_size`, where that is "auto"."""
+    stage = setting.stage
+    if stage.micro_batch_size != "auto":
+        return setting
+    rows_per_forward = settle_micro_batch(
+        setting.paths.stage, students=runs, batches=setting.batches(setting.processes),
+        teacher=RehearsedTeacher(teacher, stage.teacher_cache.size) if stage.teacher_cache and teacher else teacher,
+        step=heaviest_step(stage, setting.steps), goes_on=goes_on, processes=setting.processes,
+        tell=setting.status.note,
+    )  # fmt: skip
+    return replace(setting, stage=stage.model_copy(update={"micro_batch_size": rows_per_forward}))
+
+
+def _measure_teacher(setting: StageSetting, teacher: TeacherPass, keeper: Bookkeeper) -> None:
+    """Measures a teacher on dev that has a prediction head."""
+    if setting.paths.teacher and has_head(setting.paths.teacher):
+        if setting.stage.shard_teacher:
+            # All processes must run a teacher that they share equally often: each measures it on all of dev.
+            keeper.measure_teacher(teacher, setting.dev(setting.alone), setting.alone)
+        else:
+            keeper.measure_teacher(teacher, keeper.dev, setting.processes)
+
+
+def _prepare_teaching(
+    setting: StageSetting, teacher: TeacherPass | None, first_step: int
+) -> tuple[Teacher | None, Dataset[list[MicroBatch]], MicroBatch]:
+    """What teaches in the loop, the steps of the loop, and the batch that the terms' gradients are measured on."""
+    stage, paths = setting.stage, setting.paths
+    batches = setting.batches(setting.processes)
+    probe = setting.batches(setting.alone).load(range(_probe_rows(stage)))
+    if not (stage.teacher_cache and teacher and paths.teacher):
+        return teacher, batches, probe
+    files = cache_teacher(
+        stage, setting.steps, teacher, batches, root=paths.teacher_caches, teacher_folder=paths.teacher,
+        dataset=paths.dataset, vocabulary=setting.vocabulary, dtype=setting.dtype, first_step=first_step,
+        probe=probe.samples, processes=setting.processes, status=setting.status,
+    )  # fmt: skip
+    cached = CachedSteps(batches, files)
+    return CachedTeacher(), cached, cached.with_teacher(probe)
+
+
 def _load_teacher(stage: Stage, students: Iterable[str], paths: StagePaths) -> BertForMaskedLM | None:
     if paths.teacher is None:
         return None
@@ -176,13 +179,13 @@ def _load_teacher(stage: Stage, students: Iterable[str], paths: StagePaths) -> B
 
 
 def _start_teacher(
-    model: BertForMaskedLM | None, runs: list[StudentRun], stage: Stage, processes: Processes, dtype: torch.dtype,
-    status: StatusFile, *, compiled: bool,
-) -> TeacherPass | None:  # fmt: skip
+    model: BertForMaskedLM | None, runs: list[StudentRun], setting: StageSetting, *, compiled: bool
+) -> TeacherPass | None:
     if model is None:
         return None
+    stage, processes, status = setting.stage, setting.processes, setting.status
     # All of it in the stage's dtype, once: autocast would cast every weight in every forward, and states in between.
-    torch.nn.Module.to(model, dtype=dtype)
+    torch.nn.Module.to(model, dtype=setting.dtype)
     if is_sharded := stage.shard_teacher and processes.world_size > 1:
         shard_layers(model, processes)
     else:
@@ -228,30 +231,6 @@ def _resume(runs: list[StudentRun], checkpoint: Path | None) -> tuple[int, int]:
     return state["step"], state["tokens"]
 
 
-def _make_batches(
-    stage: Stage, rows: PackedRows, vocabulary: MaskVocabulary, steps: int, processes: Processes
-) -> StepBatches:
-    """A process's micro-batches by step, from 0."""
-    if stage.shard_teacher:
-        check_equal_forwards(stage.global_batch_size, stage.rows_per_forward(), processes.world_size)
-    return StepBatches(
-        rows, seed=stage.seed, stage=stage.name, global_batch_size=stage.global_batch_size,
-        micro_batch_size=stage.rows_per_forward(), rank=processes.rank, world_size=processes.world_size,
-        vocabulary=vocabulary, probability=_mask_probability(stage, steps), mask=stage.data.mask,
-        static_masks=stage.data.static_masks, document_attention=stage.data.document_attention,
-    )  # fmt: skip
-
-
-def _whole_step(
-    batches: Callable[[Processes], StepBatches], stage: Stage, rows: PackedRows, step: int
-) -> tuple[list[MicroBatch], list[int]]:
-    """All that a step (from 1) took, over all processes, and the rows it came from."""
-    all_of_it = batches(Processes(0, 1, torch.device("cpu")))[step - 1]
-    samples = np.arange(all_of_it[0].samples.start, all_of_it[-1].samples.stop)
-    _, numbers = locate_samples(samples, rows=len(rows), key=sample_key(stage.seed, "stage", stage.name))
-    return all_of_it, numbers.tolist()
-
-
 def _probe_rows(stage: Stage) -> int:
     """How many of the stage's first sequences the terms' gradients are measured on."""
     return min(stage.rows_per_forward(), max(1, PROBE_TOKENS // stage.max_seq_length), stage.global_batch_size)
@@ -261,35 +240,6 @@ def heaviest_step(stage: Stage, steps: int) -> int:
     """The step that masks the largest share, from 0."""
     share = stage.data.mask_probability
     return steps - 1 if isinstance(share, MaskSchedule) and share.end > share.start else 0
-
-
-def _mask_probability(stage: Stage, steps: int) -> float | Callable[[int], float]:
-    """The share of masked tokens, or a function from the step to it."""
-    share = stage.data.mask_probability
-    if not isinstance(share, MaskSchedule):
-        return share
-    # A partial of a function travels to the loader's workers, however they are started.
-    return functools.partial(scheduled_value, steps=steps, start=share.start, end=share.end, shape=share.schedule)
-
-
-def _dev_batches(
-    stage: Stage, paths: StagePaths, vocabulary: MaskVocabulary, processes: Processes
-) -> list[MicroBatch] | None:
-    """This process's dev batches, or None if the dataset has no dev part."""
-    if not (paths.dataset / "dev").exists():
-        return None
-    batches = DevBatches(
-        PackedRows(paths.dataset / "dev"),
-        seed=stage.seed,
-        batch_size=stage.rows_per_forward(),
-        rank=processes.rank,
-        world_size=processes.world_size,
-        vocabulary=vocabulary,
-        probability=stage.data.final_mask_probability(),
-        mask=stage.data.mask,
-        document_attention=stage.data.document_attention,
-    )
-    return [batches[i] for i in range(len(batches))]
 
 
 def _finish(run: StudentRun, settings: Student, paths: StagePaths, card: str) -> None:
