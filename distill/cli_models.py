@@ -142,6 +142,10 @@ def features(
     pooling: Annotated[
         Pooling, typer.Option(help="cls: of [CLS]; mean, max: over all tokens of the line")
     ] = Pooling.mean,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=3, help="cut longer lines to so many tokens; default: a line that is too long ends it"),
+    ] = None,
 ) -> None:
     """Write the last hidden states of lines of text, one vector a line."""
     import numpy as np
@@ -165,7 +169,12 @@ def features(
         raise InputError(f"{', '.join(map(str, text))}: only blank lines; put text there, a text a line")
     with show_progress("features", len(lines), "line") as advance:
         vectors = text_features(
-            folder, list(lines.values()), pooling=pooling.value, places=list(lines), progress=advance
+            folder,
+            list(lines.values()),
+            pooling=pooling.value,
+            places=list(lines),
+            max_length=max_length,
+            progress=advance,
         )
     content = io.BytesIO()
     np.save(content, vectors)

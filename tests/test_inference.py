@@ -66,6 +66,9 @@ def test_the_commands(folder, project, capsys):
     assert run("features", "m", "--text", "lines.txt", "--output", "vectors.npy") == 0
     expected = text_features(folder, ["今天", "明天"], pooling="mean")
     assert np.array_equal(np.load("vectors.npy"), expected)
+    project.write("long.txt", "今天" * 60)
+    assert run("features", "m", "--text", "long.txt", "--max-length", "4", "--output", "cut.npy") == 0
+    assert np.array_equal(np.load("cut.npy"), text_features(folder, ["今天"], pooling="mean"))
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
@@ -76,6 +79,7 @@ def test_the_commands(folder, project, capsys):
     (["features", "m", "--text", "t.txt", "--pooling", "cls", "--output", "d.npy"], "d.npy: a folder is there"),
     (["features", "m", "--text", "long.txt", "--pooling", "cls", "--output", "x.npy"], "long.txt: line 3: 82 tokens"),
     (["features", "m", "--text", "blank.txt", "--pooling", "cls", "--output", "x.npy"], "blank.txt: only blank lines"),
+    (["features", "m", "--text", "t.txt", "--max-length", "65", "--output", "x.npy"], "m has only 64 positions"),
     (["convert", "m", "--output", "x.npy"], "'--to'. Choose from: hf, uer, tencentpretrain; see"),
 ])  # fmt: skip
 def test_what_cannot_be_answered_is_said(arguments, words, folder, project, capsys):

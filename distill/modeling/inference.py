@@ -61,19 +61,23 @@ def _answer(
 @torch.no_grad()
 def text_features(
     folder: Path, texts: Sequence[str], *, pooling: Pooling, places: Sequence[str] | None = None,
-    progress: Callable[[int], object] = lambda done: None,
+    max_length: int | None = None, progress: Callable[[int], object] = lambda done: None,
 ) -> NDArray[np.float32]:  # fmt: skip
     """The last hidden states of texts as one vector each, [N, H].
 
     Args:
         pooling: "cls" takes that of [CLS]; "mean" and "max" go over all tokens, [CLS] and [SEP] too.
         places: what an error calls each text; None: "text 1", "text 2", ...
+        max_length: longer texts are cut to so many tokens, [CLS] and [SEP] among them.
         progress: is told after each batch how many texts it had.
     Raises:
-        InputError: a text longer than the model's positions.
+        InputError: a text, or `max_length`, longer than the model's positions.
     """
     model, tokenizer = _load(folder, need_head=False)
-    encoded = _encode(tokenizer, texts, model.config.max_position_embeddings, places)
+    positions = model.config.max_position_embeddings
+    if max_length is not None and max_length > positions:
+        raise InputError(f"--max-length {max_length}: {folder} has only {positions} positions")
+    encoded = _encode(tokenizer, texts, positions, places, max_length=max_length)
     features = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)
     for numbers in _batches([len(ids) for ids in encoded]):
         states = model.bert(torch.tensor([encoded[number] for number in numbers])).last_hidden_state
@@ -104,14 +108,15 @@ def _load(folder: Path, *, need_head: bool) -> tuple[BertForMaskedLM, BertTokeni
 
 
 def _encode(
-    tokenizer: BertTokenizer, texts: Sequence[str], positions: int, places: Sequence[str] | None = None
-) -> list[list[int]]:
-    """input_ids of each text; one that is too long is an error, not cut."""
-    encoded: list[list[int]] = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
+    tokenizer: BertTokenizer, texts: Sequence[str], positions: int, places: Sequence[str] | None = None,
+    *, max_length: int | None = None,
+) -> list[list[int]]:  # fmt: skip
+    """input_ids of each text, cut only to a `max_length`; one that is too long else is an error."""
+    cut = {"truncation": True, "max_length": max_length} if max_length is not None else {}
+    encoded: list[list[int]] = tokenizer(list(texts), verbose=False, **cut)["input_ids"] if texts else []
     for number, input_ids in enumerate(encoded):
         if len(input_ids) > positions:
             place = places[number] if places else f"text {number + 1}"
-            raise InputError(
-                f"{place}: {len(input_ids)} tokens, but the model has {positions} positions; split the text"
-            )
+            raise InputError(f"{place}: {len(input_ids)} tokens, but the model has {positions} positions; "
+                             "split the text, or cut it (features: --max-length)")  # fmt: skip
     return encoded
