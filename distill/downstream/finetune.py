@@ -44,6 +44,7 @@ from distill.downstream.trainer import (
     EVAL_BATCH_SIZE,
     LOSS,
     SCORE,
+    AdvanceBar,
     SharingTrainer,
     TellProgress,
     make_arguments,
@@ -52,6 +53,7 @@ from distill.downstream.trainer import (
 )
 from distill.durable import place_folder, write_json, write_whole
 from distill.modeling.models import quiet_transformers
+from distill.progress import show_progress
 
 CHECKPOINTS = "checkpoints"
 """Of the epochs of a run that is under way, in its folder."""
@@ -169,7 +171,9 @@ def predict(
         dataloader_pin_memory=torch.cuda.is_available(), remove_unused_columns=False,
     )  # fmt: skip
     trainer = Trainer(model, on_one_gpu(arguments), collator(task, tokenizer))
-    scores: Any = trainer.predict(encoded.features).predictions  # type: ignore[arg-type]
+    with show_progress(f"{task.name}, {split}", math.ceil(len(encoded.features) / EVAL_BATCH_SIZE), "batch") as advance:
+        trainer.add_callback(AdvanceBar(advance))
+        scores: Any = trainer.predict(encoded.features).predictions  # type: ignore[arg-type]
     answers = encoded.answers(scores)
     records = [answer_record(example, answer) for example, answer in zip(found.examples, answers, strict=True)]
     if with_scores and task.kind in ("classification", "choice"):

@@ -125,6 +125,16 @@ class TellProgress(TrainerCallback):
         self.show(f"{self.task.name}: epoch {state.epoch:g}: dev {told}")
 
 
+class AdvanceBar(TrainerCallback):
+    """Moves a progress bar on by a batch of rows that were answered."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self.advance = advance
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.advance(1)
+
+
 def mean_loss(kind: str, scores: Any, labels: Any) -> float:
     """The loss of the labels over all rows of a split, each row (of tags: each tag) counted once.
 
