@@ -115,7 +115,7 @@ def pack(
     segmenter: Annotated[str | None, typer.Option(help="for texts without reference file. " + SEGMENTER_HELP)] = None,
     dictionary: Dictionary = None,
     packing: Annotated[
-        str, typer.Option(help="chunks, documents, full_sentences, doc_sentences or lines; see the README")
+        str, typer.Option(help="chunks, documents, full_sentences, doc_sentences or lines; see docs/data.md")
     ] = "chunks",
     mask: Annotated[
         str, typer.Option(help="whole_word, token or span; the last two need no references")
