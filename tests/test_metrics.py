@@ -32,6 +32,12 @@ def test_a_model_that_always_says_the_same_has_no_correlation():
     assert regression_metrics(["pearson", "spearman"], [1, 2, 3], [2, 2, 2]) == {"pearson": 0.0, "spearman": 0.0}
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_run_that_diverged_has_no_correlation(wrong):
+    """NaN would stand in metrics.json, which is no JSON then: every later look at the run would end with an error."""
+    assert regression_metrics(["pearson", "spearman"], [1, 2, 3], [1, wrong, 3]) == {"pearson": 0.0, "spearman": 0.0}
+
+
 def test_regression_metrics_are_scipy_s():
     gold, predicted = [0.0, 1.5, 3.0, 5.0, 2.0], [0.2, 1.0, 3.5, 4.0, 2.5]
     found = regression_metrics(["pearson", "spearman"], gold, predicted)

@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from transformers import BertTokenizer
 
 from distill.corpus.tokenizing import load_tokenizer
 from distill.downstream.examples import Answer, Question
@@ -86,6 +87,16 @@ def test_a_long_question_is_cut(tokenizer):
     question = Question("Q", "".join(HAN), "".join(HAN) * 3, ())
     (window,) = make_windows([question], tokenizer, 256)
     assert len(window.input_ids) == MAX_QUESTION_LENGTH + len(HAN) + 3
+
+
+def test_a_question_of_characters_that_are_several_tokens_is_cut():
+    """BERT's tokenizer takes Hangul apart: of 20 characters it made 60 tokens, for which a window of 64 has no room."""
+    pieces = [*"\u1112\u1161\u11ab", *(f"##{part}" for part in "\u1112\u1161\u11ab")]
+    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *HAN, *pieces])}
+    question = Question("Q", "".join(HAN), "\ud55c" * 20, ())
+    windows = list(make_windows([question], BertTokenizer(vocab=vocabulary), 64))
+    assert all(len(window.input_ids) <= 64 for window in windows)
+    assert {int(token) for window in windows for token in window.offsets[:, 0]} >= set(range(len(HAN)))
 
 
 OFFSETS = np.array([[-1, -1], [-1, -1], [10, 11], [11, 15], [15, 16], [16, 17], [-1, -1]])

@@ -6,7 +6,7 @@ import pytest
 
 from distill.downstream.examples import Answer, ChoiceQuestion, Entity, TextExample
 from distill.downstream.task import load_task, task_names
-from distill.downstream.task_data import load_task_data, require_labels
+from distill.downstream.task_data import _labels_of, load_task_data, require_labels
 from distill.errors import InputError
 
 
@@ -166,6 +166,46 @@ OWN = {
 }  # fmt: skip
 
 
+def test_half_a_character_is_replaced_and_counted(tmp_path):
+    """No tokenizer takes it and no file can hold it; what stands behind it keeps its place."""
+    row = '{"text": "\\ud83d甲\\ud83d\\ude00", "label": {"name": {"甲": [[1, 1]]}}}\n'
+    write(tmp_path, {"dev.json": row})
+    split = read(tmp_path, "cluener")
+    assert split.examples[0].text == "\ufffd甲\U0001f600" and split.examples[0].entities == (Entity(1, 1, "name"),)
+    assert split.notes == (
+        "1 places with halves of characters (\\ud800 to \\udfff alone), which became U+FFFD (line 1)",
+    )
+
+
+def test_a_choice_may_have_spaces_around_it(tmp_path):
+    row = {"context": "甲", "question": "乙", "choice": ["一", "二 "], "answer": "二 "}
+    write(tmp_path, {"dev.json": [row]})
+    assert read(tmp_path, "c3").examples[0].label == 1
+
+
+def test_one_answer_may_stand_without_lists(tmp_path):
+    row = {"id": "Q", "context": "甲乙甲", "question": "丙", "answers": {"text": "甲", "answer_start": 2}}
+    write(tmp_path, {"dev.json": [row]})
+    assert read(tmp_path, "cmrc2018").examples[0].answers == (Answer("甲", 2),)
+
+
+def test_labels_that_are_one_number_have_one_order():
+    """Every process of a run numbers them by itself, and a set of strings has another order in each."""
+    names = ["1", "01", "001", "0001", "00001", "10", "2"]
+    examples = [TextExample(str(i), ("甲",), name) for i, name in enumerate(names)]
+    assert _labels_of(iter(examples)) == ("00001", "0001", "001", "01", "1", "2", "10")
+
+
+def test_a_classification_with_one_label_is_refused(tmp_path):
+    """transformers takes a head of one output for a regression: all would be right, at 100 %."""
+    task = {"name": "own", "kind": "classification", "metrics": ["accuracy"], "texts": ["sentence"],
+            "files": {"train": ["train.jsonl"], "dev": ["dev.jsonl"]}}  # fmt: skip
+    rows = [{"sentence": "甲", "label": "good"}, {"sentence": "乙", "label": "good"}]
+    write(tmp_path, {"own.json": task, "train.jsonl": rows, "dev.jsonl": rows})
+    with pytest.raises(InputError, match="own: 'good' is the only label"):
+        load_task_data(load_task(str(tmp_path / "own.json")), str(tmp_path), ["train", "dev"])
+
+
 def test_own_task_from_a_json_file_collects_labels_from_train(tmp_path):
     rows = "title,body,class\na,b,10\nc,d,9\ne,f,10\n"
     write(tmp_path, {"mine.json": OWN, "data/train.csv": rows, "data/dev.csv": rows})
@@ -228,6 +268,20 @@ def test_unknown_task_names_the_nearest():
          "line 1: the answer \"二\" is none of the choices"),
         ("cluewsc", "dev.json", [{"text": "他", "label": "true", "target": {"span1_text": "我", "span1_index": 0}}],
          'span1 ."我" at 0. does not stand in the text'),
+        ("sts-b", "dev.tsv", "sentence1\tsentence2\tscore\na\tb\tnan\n", "column 'score' is \"nan\", not a number"),
+        ("sts-b", "dev.tsv", "sentence1\tsentence2\tscore\na\tb\t1e999\n", "column 'score' is \"1e999\", not a number"),
+        ("bq", "dev.csv", "sentence1,sentence2,label\n甲,乙,0\n\"丙,丁,1\n" + "甲,乙,0\n" * 30_000,
+         "dev.csv, line 3: field larger than field limit .*; is a quote open that nothing closes?"),
+        ("bq", "dev.csv", "sentence1,sentence2,label\n甲,\"乙\n乙\",0\n丙,1\n", "dev.csv, line 4: 2 cells, expected 3"),
+        ("tnews", "dev.json", '{"sentence": "甲", "label": ' + "1" * 5000 + "}\n",
+         "line 1: not valid JSON .a number of thousands of digits."),
+        ("cmrc2018", "dev.json", {"data": [{"paragraphs": 5}]}, "entry 1: 'paragraphs' is 5, not a list"),
+        ("cmrc2018", "dev.json", {"data": [{"paragraphs": [{"context": "甲", "qas": 5}]}]}, "entry 1: 'qas' is 5, not"),
+        ("cmrc2018", "dev.json", {"data": [{"context_text": "甲", "qas": ["乙"]}]}, "entry 1: expected an object"),
+        ("cmrc2018", "dev.json", [{"context": "甲", "question": "乙", "id": "Q", "answers": {"text": 5}}],
+         "column 'answers' holds {\"text\": 5}, not an answer with a text"),
+        ("cluener", "dev.json", [{"text": "甲", "label": {"name": {"甲": [[0.7, 0.2]]}}}], "column 'label' is .*, not"),
+        ("cluener", "dev.json", [{"text": "甲", "label": {"name": {"甲": [[1e999, 0]]}}}], "column 'label' is .*, not"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_data_is_one_line_with_its_place(tmp_path, name, file, content, message):

@@ -1,8 +1,11 @@
 """Rows of a task as examples: texts, labels, answers, entities, each checked, with its place if it is wrong."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
 
 from distill.downstream.records import Notes, Record, note
 from distill.downstream.task import Task
@@ -149,7 +152,9 @@ def _make_regression(record: Record, key: str, task: Task, notes: Notes) -> Exam
     try:
         number = None if label is None else float(label)
     except ValueError:
-        raise InputError(f"{record.place}: column '{task.label}' is {short(label)}, not a number") from None
+        number = math.nan
+    if number is not None and not math.isfinite(number):
+        raise InputError(f"{record.place}: column '{task.label}' is {short(label)}, not a number")
     return TextExample(key, tuple(_text(record, columns) for columns in task.texts), number)
 
 
@@ -185,9 +190,10 @@ def _make_question(record: Record, key: str, task: Task, notes: Notes) -> Exampl
 def _listed_answers(record: Record, task: Task) -> list[tuple[str, int | None]]:
     """(text, offset) of each gold answer, in SQuAD's form, the form of `datasets`, or CMRC 2018's (texts alone)."""
     value = record.values.get(task.label) or []
-    if isinstance(value, dict):
-        pairs = zip(value.get("text", []), value.get("answer_start", []), strict=False)
-        value = [{"text": text, "answer_start": start} for text, start in pairs]
+    if isinstance(value, dict) and isinstance(texts := value.get("text"), list):
+        starts = value.get("answer_start")
+        starts = starts[: len(texts)] if isinstance(starts, list) else []
+        value = [{"text": text, "answer_start": start} for text, start in zip_longest(texts, starts)]
     answers = []
     for answer in value if isinstance(value, list) else [value]:
         answer = {"text": answer} if isinstance(answer, str) else answer
@@ -195,7 +201,7 @@ def _listed_answers(record: Record, task: Task) -> list[tuple[str, int | None]]:
         if not isinstance(text, str):
             raise InputError(f"{record.place}: column '{task.label}' holds {short(answer)}, not an answer with a text")
         start = answer.get("answer_start")
-        answers.append((text, start if isinstance(start, int) and start >= 0 else None))
+        answers.append((text, start if type(start) is int and start >= 0 else None))
     return answers
 
 
@@ -219,11 +225,11 @@ def _make_tagged(record: Record, key: str, task: Task, notes: Notes) -> Example:
         return TaggedText(key, text, None)
     try:
         found = {
-            Entity(int(start), int(end), kind)
+            Entity(start, end, kind)
             for kind, names in value.items()
             for name, spans in names.items()
             for start, end in spans
-            if _check_entity(record, text, name, int(start), int(end))
+            if _check_entity(record, text, name, start, end)
         }
     except (AttributeError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
@@ -234,7 +240,9 @@ def _make_tagged(record: Record, key: str, task: Task, notes: Notes) -> Example:
     return TaggedText(key, text, tuple(sorted(found)))
 
 
-def _check_entity(record: Record, text: str, name: str, start: int, end: int) -> bool:
+def _check_entity(record: Record, text: str, name: str, start: Any, end: Any) -> bool:
+    if not type(start) is type(end) is int:
+        raise TypeError("places are whole numbers")
     if not 0 <= start <= end < len(text) or text[start : end + 1] != name:
         raise InputError(
             f"{record.place}: characters {start} to {end} are {short(text[max(start, 0) : end + 1])}, not {short(name)}"
@@ -248,10 +256,10 @@ def _make_choice(record: Record, key: str, task: Task, notes: Notes) -> Example:
     choices = record.values[task.choices]
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
         raise InputError(f"{record.place}: column '{task.choices}' is {short(choices)}, not a list of texts")
-    label = _label(record, task)
-    if label is not None and label not in choices:
+    label, known = _label(record, task), [choice.strip() for choice in choices]
+    if label is not None and label not in known:
         raise InputError(f"{record.place}: the answer {short(label)} is none of the choices {short(choices)}")
-    return ChoiceQuestion(key, context, question, tuple(choices), None if label is None else choices.index(label))
+    return ChoiceQuestion(key, context, question, tuple(choices), None if label is None else known.index(label))
 
 
 _MAKERS: dict[str, Callable[[Record, str, Task, Notes], Example]] = {

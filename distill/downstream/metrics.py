@@ -1,6 +1,7 @@
 """Metrics of classification and regression by scikit-learn and scipy, in percent. Spans and entities have modules of
 their own (span_metrics.py, tags.py)."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
@@ -26,10 +27,13 @@ def classification_metrics(names: Sequence[str], gold: Sequence[int], predicted:
 
 
 def regression_metrics(names: Sequence[str], gold: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
-    """Pearson's and Spearman's correlation in percent; 0 where predictions or gold values are all the same."""
+    """Pearson's and Spearman's correlation in percent.
+
+    0 where predictions or gold values are all the same, or where a prediction is no finite number: a run that diverged.
+    """
     from scipy.stats import pearsonr, spearmanr
 
-    if len(set(predicted)) < 2 or len(set(gold)) < 2:
+    if len(set(predicted)) < 2 or len(set(gold)) < 2 or not all(map(math.isfinite, predicted)):
         return dict.fromkeys(names, 0.0)
     known = {"pearson": pearsonr, "spearman": spearmanr}
     return {name: percent(known[name](gold, predicted).statistic) for name in names}

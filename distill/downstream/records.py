@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.corpus.formats import replace_surrogates
 from distill.downstream.task import Task
 from distill.errors import InputError
+from distill.json_file import short
 
 Notes = dict[str, list[str]]
 """What was left out or mended -> the places where."""
@@ -36,7 +38,7 @@ def read_records(path: Path, task: Task, notes: Notes, *, content: bytes | None 
     """
     lines = _text_lines(path, path.read_bytes() if content is None else content)
     if path.suffix.lower() in (".json", ".jsonl"):
-        found = _json_records(path, lines, task)
+        found = _json_records(path, lines, task, notes)
     else:
         found = _table_records(path, lines, task, notes)
     for record in found:
@@ -68,8 +70,7 @@ def _text_lines(path: Path, raw: bytes) -> list[str]:
 def _table_records(path: Path, lines: Sequence[str], task: Task, notes: Notes) -> Iterator[Record]:
     rows: Iterator[tuple[int, list[str]]]
     if path.suffix.lower() == ".csv":
-        reader = csv.reader(line + "\n" for line in lines)
-        rows = ((reader.line_num, cells) for cells in reader if cells)
+        rows = _csv_rows(path, lines)
     else:
         rows = ((number, line.split("\t")) for number, line in enumerate(lines, start=1) if line.strip())
     first = next(rows, None)
@@ -88,6 +89,18 @@ def _table_records(path: Path, lines: Sequence[str], task: Task, notes: Notes) -
                 f"{'comma without quotes' if path.suffix.lower() == '.csv' else 'tab'} of its own"
             )
         yield Record(place, dict(zip(columns, cells, strict=True)))
+
+
+def _csv_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """(line where it begins, cells) of every row that is not empty."""
+    reader, begin = csv.reader(line + "\n" for line in lines), 1
+    try:
+        for cells in reader:
+            if cells:
+                yield begin, cells
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}, line {begin}: {error}; is a quote open that nothing closes?") from None
 
 
 def _chain(first: tuple[int, list[str]], rest: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
@@ -111,23 +124,23 @@ def _columns(path: Path, first: list[str], task: Task) -> tuple[list[str], bool]
     return columns, False
 
 
-def _json_records(path: Path, lines: Sequence[str], task: Task) -> Iterator[Record]:
+def _json_records(path: Path, lines: Sequence[str], task: Task, notes: Notes) -> Iterator[Record]:
     """Rows of JSON lines, or of one JSON value that is SQuAD's, C3's or a list of rows."""
     start = next((line for line in lines if line.strip()), "")
     try:
         value = json.loads(start)
         is_lines = isinstance(value, dict) and not isinstance(value.get("data"), list)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         is_lines = start.lstrip().startswith("{") and start.rstrip().endswith("}")
     if is_lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 place = f"{path}, line {number}"
-                yield Record(place, _row(_parse(line, place), place))
+                yield Record(place, _row(_parse(line, place, notes), place))
         return
     if not start:
         return
-    value = _parse("\n".join(lines), str(path))
+    value = _parse("\n".join(lines), str(path), notes)
     rows = value.get("data") if isinstance(value, dict) else value
     if not isinstance(rows, list):
         raise InputError(f"{path}: expected JSON lines, a list, or an object with a list 'data' (SQuAD's form)")
@@ -139,12 +152,22 @@ def _json_records(path: Path, lines: Sequence[str], task: Task) -> Iterator[Reco
             yield from _squad_rows(_row(row, place), place)
 
 
-def _parse(text: str, place: str) -> Any:
+def _parse(text: str, place: str, notes: Notes) -> Any:
+    """The JSON value of a text; characters keep their places where halves of some are replaced."""
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else "too deep"
+        value = json.loads(text)
+    except RecursionError:
+        raise InputError(f"{place}: not valid JSON (too deep)") from None
+    except ValueError as error:
+        is_syntax = isinstance(error, json.JSONDecodeError)
+        reason = f"{error.msg} at character {error.pos + 1}" if is_syntax else "a number of thousands of digits"
         raise InputError(f"{place}: not valid JSON ({reason})") from None
+    if "\\ud" in text.lower():
+        mended, halves = replace_surrogates(json.dumps(value, ensure_ascii=False))
+        if halves:
+            value = json.loads(mended)
+            note(notes, "places with halves of characters (\\ud800 to \\udfff alone), which became U+FFFD", place)
+    return value
 
 
 def _row(value: Any, place: str) -> dict[str, Any]:
@@ -160,15 +183,23 @@ def _squad_rows(entry: dict[str, Any], place: str) -> Iterator[Record]:
         paragraphs = [{
             "context": entry["context_text"],
             "qas": [{"id": qa.get("query_id"), "question": qa.get("query_text"), "answers": qa.get("answers")}
-                    for qa in entry.get("qas") or []],
+                    for qa in _rows_in(entry, "qas", place)],
         }]  # fmt: skip
     if paragraphs is None:
         yield Record(place, entry)
         return
-    for paragraph in paragraphs:
-        for qa in _row(paragraph, place).get("qas") or []:
-            values = {**_row(qa, place), "context": paragraph.get("context")}
+    for paragraph in _rows_in({"paragraphs": paragraphs}, "paragraphs", place):
+        for qa in _rows_in(paragraph, "qas", place):
+            values = {**qa, "context": paragraph.get("context")}
             yield Record(f"{place}, question {values.get('id')}", values)
+
+
+def _rows_in(value: dict[str, Any], key: str, place: str) -> list[dict[str, Any]]:
+    """The objects of a list that a key names; none where it is absent or empty."""
+    found = value.get(key) or []
+    if not isinstance(found, list):
+        raise InputError(f"{place}: '{key}' is {short(found)}, not a list")
+    return [_row(row, place) for row in found]
 
 
 def _c3_rows(entry: list[Any], place: str) -> Iterator[Record]:

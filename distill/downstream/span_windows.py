@@ -57,7 +57,7 @@ def make_windows(questions: Sequence[Question], tokenizer: "BertTokenizer", max_
     for begin in range(0, len(questions), _QUESTIONS_AT_ONCE):
         some = questions[begin : begin + _QUESTIONS_AT_ONCE]
         encoded: Any = tokenizer(
-            [_shortened(question.question, tokenizer, question_length) for question in some],
+            _shortened([question.question for question in some], tokenizer, question_length),
             [question.context for question in some],
             truncation="only_second", max_length=max_length, stride=overlap,
             return_overflowing_tokens=True, return_offsets_mapping=True,
@@ -71,11 +71,12 @@ def make_windows(questions: Sequence[Question], tokenizer: "BertTokenizer", max_
             yield Window(begin + place, encoded["input_ids"][number], token_type_ids, offsets, position)
 
 
-def _shortened(text: str, tokenizer: "BertTokenizer", length: int) -> str:
-    if len(text) <= length:  # a token has at least one character
-        return text
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return text if len(offsets) <= length else text[: offsets[length - 1][1]]
+def _shortened(texts: list[str], tokenizer: "BertTokenizer", length: int) -> list[str]:
+    """The texts, cut after `length` tokens, of which one character may be several: Hangul, which is taken apart."""
+    offsets: Any = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return [
+        text if len(own) <= length else text[: own[length - 1][1]] for text, own in zip(texts, offsets, strict=True)
+    ]
 
 
 def _answer_in_window(question: Question, offsets: np.ndarray) -> tuple[int, int]:

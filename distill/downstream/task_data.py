@@ -62,6 +62,8 @@ def load_task_data(task: Task, data: str, splits: Sequence[str], *, labels: Sequ
     read = {name: _read_split(task, data, name) for name in names}
     if uses_labels and not known:
         known = _labels_of(example for _, example in read["train"][1])
+    if task.kind == "classification" and len(known) == 1:  # transformers would take it for a regression
+        raise InputError(f"{task.name}: '{known[0]}' is the only label; there is nothing to learn from rows of one")
     found = {}
     for name in splits:
         files, placed, notes = read[name]
@@ -210,7 +212,8 @@ def _labels_of(examples: Iterator[Example]) -> tuple[str, ...]:
         elif isinstance(example, TaggedText):
             found.update(entity.type for entity in example.entities or ())
     if all(label.isdecimal() for label in found):
-        return tuple(sorted(found, key=int))
+        # "1" and "01" are one number, and a set has another order in every process.
+        return tuple(sorted(found, key=lambda label: (int(label), label)))
     return tuple(sorted(found))
 
 
