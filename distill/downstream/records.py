@@ -156,11 +156,10 @@ def _parse(text: str, place: str, notes: Notes) -> Any:
     """The JSON value of a text; characters keep their places where halves of some are replaced."""
     try:
         value = json.loads(text)
-    except RecursionError:
-        raise InputError(f"{place}: not valid JSON (too deep)") from None
-    except ValueError as error:
-        is_syntax = isinstance(error, json.JSONDecodeError)
-        reason = f"{error.msg} at character {error.pos + 1}" if is_syntax else "a number of thousands of digits"
+    except json.JSONDecodeError as error:
+        raise InputError(f"{place}: not valid JSON ({error.msg} at character {error.pos + 1})") from None
+    except (ValueError, RecursionError) as error:
+        reason = "too deep" if isinstance(error, RecursionError) else "a number of thousands of digits"
         raise InputError(f"{place}: not valid JSON ({reason})") from None
     if "\\ud" in text.lower():
         mended, halves = replace_surrogates(json.dumps(value, ensure_ascii=False))
