@@ -85,11 +85,11 @@ def ref(
 
     `python run_chinese_ref.py` without options does this for dataset/train and dataset/dev.
     """
-    from distill.changes import check_writable
     from distill.corpus.prepare import prepare_references
     from distill.corpus.ray_workers import check_ray
     from distill.corpus.segment import add_dictionary, check_segmenter
     from distill.modeling.models import find_model
+    from distill.places import check_writable
     from distill.progress import show_progress
 
     segmenter = add_dictionary(segmenter, dictionary)
@@ -125,10 +125,10 @@ def pack(
     ray: Ray = None,
 ) -> None:
     """Pack text and references into a memory-mapped dataset, ahead of training."""
-    from distill.changes import check_writable
     from distill.corpus.prepare import check_data, prepare_dataset
     from distill.corpus.ray_workers import check_ray
     from distill.modeling.models import find_model
+    from distill.places import check_writable
     from distill.progress import show_progress
     from distill.recipe_file import check_data_fields
 
@@ -237,11 +237,11 @@ def inspect_packed(
     """Show rows of a packed dataset with word borders and one draw of masks, and the statistics of its tokens."""
     from rich.console import Console
 
-    from distill.changes import check_writable_file
     from distill.corpus.inspection import inspect_dataset
     from distill.corpus.inspection_page import write_page
     from distill.corpus.inspection_terminal import print_inspection
     from distill.modeling.models import find_model
+    from distill.places import check_writable_file
 
     if html is not None:
         check_writable_file(html)

@@ -87,7 +87,6 @@ def export(
         task, labels, _ = read_task_file(Path(model))
         found = load_task_data(task, data, [split], labels=labels).splits[split]
         require_labels(task, found)  # what is wrong with the data is said before torch is imported
-    from distill.changes import check_writable
     from distill.downstream.export import check_output, export_model, forms_table
     from distill.downstream.exportable import load_exportable, load_like
     from distill.downstream.latency import Timing, latency_table
@@ -95,6 +94,7 @@ def export(
     from distill.downstream.parity import Bounds, task_rows, text_rows
     from distill.downstream.scores import to_markdown
     from distill.modeling.models import find_model
+    from distill.places import check_writable
 
     check_packages()
     check_output(output)

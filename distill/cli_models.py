@@ -100,9 +100,9 @@ def convert(
 
     What is written is complete, and its outputs are compared with the source's before it gets its name.
     """
-    from distill.changes import check_writable
     from distill.modeling.conversion import convert_model
     from distill.modeling.models import find_model
+    from distill.places import check_writable
 
     check_writable(output)
     path = Path(source)
@@ -150,11 +150,11 @@ def features(
     """Write the last hidden states of lines of text, one vector a line."""
     import numpy as np
 
-    from distill.changes import check_writable_file
     from distill.corpus.text import expand_text, is_blank, iter_lines
     from distill.durable import write_whole
     from distill.modeling.inference import text_features
     from distill.modeling.models import find_model
+    from distill.places import check_writable_file
     from distill.progress import show_progress
 
     if output.suffix != ".npy":

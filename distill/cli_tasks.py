@@ -104,9 +104,9 @@ def finetune(
         chosen, seed, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size, max_length=max_length
     )
     load_task_data(chosen, data, ["dev"])  # what is wrong with the data is said before torch is imported
-    from distill.changes import check_writable
     from distill.downstream.task_model import check_model
     from distill.modeling.models import find_model
+    from distill.places import check_writable
 
     folder = find_model(model)
     check_model(folder, hyperparameters.max_length)
@@ -149,10 +149,10 @@ def predict(
     ] = None,
 ) -> None:
     """Answer a split or a file with a fine-tuned model; measures it, too, where the labels are known."""
-    from distill.changes import check_writable, check_writable_file
     from distill.downstream.run import read_task_file
     from distill.downstream.submission import submission_file, write_submission
     from distill.downstream.task_data import load_input, load_task_data
+    from distill.places import check_writable, check_writable_file
 
     task, labels, _ = read_task_file(model)
     if submission is not None:
@@ -208,11 +208,11 @@ def grid(
 
     The tables, as Markdown, CSV, JSON and pictures, go into OUTPUT/report, too.
     """
-    from distill.changes import check_writable
     from distill.corpus.ray_workers import check_ray
     from distill.downstream.grid import load_grid, with_tasks
     from distill.finetuning import Plan, check_plan, name_models, run_plan
     from distill.modeling.models import find_model
+    from distill.places import check_writable
     from distill.recipe_tasks import Speed
 
     check_ray(ray)
@@ -252,10 +252,10 @@ def clue(
     processes: Processes = None,
 ) -> None:
     """CLUE's one-click run: every task, the best epoch on dev, answers for test as CLUE takes them."""
-    from distill.changes import check_writable
     from distill.downstream.grid import list_runs, load_grid, with_tasks
     from distill.finetuning import Plan, check_plan, name_models, run_plan
     from distill.modeling.models import find_model
+    from distill.places import check_writable
 
     models = name_models({model: find_model(model)})
     name = next(iter(models))
@@ -287,7 +287,6 @@ def latency(
     output: Annotated[Path | None, typer.Option(help="write times and machine into this JSON file, too")] = None,
 ) -> None:
     """Time encoders side by side: p50 and p95 of a forward, tokens a second, speed-up, peak memory."""
-    from distill.changes import check_writable_file
     from distill.downstream.latency import describe_machine, latency_table, make_shapes, measure_latency
     from distill.downstream.latency import peak_memory as measure_memory
     from distill.downstream.scores import to_markdown
@@ -295,6 +294,7 @@ def latency(
     from distill.finetuning import name_models
     from distill.machine import num_cores
     from distill.modeling.models import find_model
+    from distill.places import check_writable_file
     from distill.progress import show_progress
 
     if output is not None:

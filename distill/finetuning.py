@@ -13,7 +13,7 @@ from typing import Any
 
 from distill.downstream.grid import Grid, count_runs, load_grid, with_tasks
 from distill.downstream.latency import Timing, check_lengths, describe_machine, make_shapes, measure_latency
-from distill.downstream.report import Comparison, read_sizes, write_report
+from distill.downstream.report import TaskComparison, read_sizes, write_report
 from distill.downstream.results import best_results, read_runs
 from distill.downstream.run import TAUGHT, digest_model, model_name
 from distill.downstream.search import TaskTeacher, search
@@ -171,7 +171,7 @@ def run_plan(plan: Plan, show: Callable[[str], None]) -> tuple[str, list[str]]:
     )  # fmt: skip
     results = best_results(read_runs(run.folder for run in runs))
     timings, machine = _timings(plan, show) if plan.speed else ([], describe_machine())
-    comparison = Comparison(results, plan.teacher, read_sizes(plan.rows()), timings, plan.pairs)
+    comparison = TaskComparison(results, plan.teacher, read_sizes(plan.rows()), timings, plan.pairs)
     markdown = write_report(comparison, plan.report, machine, _digests(plan))
     show(f"tables: {plan.report / 'tables.md'}")
     return markdown, failed

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from distill.changes import check_places, check_unchanged, check_writable, find_changes, record_changes, record_inputs
+from distill.changes import check_unchanged, find_changes, record_changes, record_inputs
 from distill.corpus.prepare import prepare_dataset
 from distill.costs import describe_cost, describe_stage
 from distill.durable import write_json
@@ -21,6 +21,7 @@ from distill.finetuning import Plan, plan_section, run_plan
 from distill.launch import Cluster, StageFailed
 from distill.nodes import Follower, Leader
 from distill.passes import record_pass
+from distill.places import check_places, check_writable
 from distill.planning import StagePlan, plan_recipe
 from distill.progress import show_progress
 from distill.recipe import Recipe, Stage

@@ -7,7 +7,7 @@ import pytest
 from fixtures_cli import SENTENCES, complaint, nothing_written, run
 
 from distill.downstream.latency import Shape, Timing, latency_table, make_shapes, measure_latency, peak_memory
-from distill.downstream.report import Comparison, make_tables, relative_means, write_report
+from distill.downstream.report import TaskComparison, make_tables, relative_means, write_report
 from distill.downstream.results import Result
 from distill.finetuning import grid_of
 from distill.modeling.counting import Parameters
@@ -136,7 +136,7 @@ def comparison(**changes):
                result("small", "b", [81.0, 63.0]), result("big", "c", [50.0])]  # fmt: skip
     timings = [Timing(name, batch, 128, 1, p50, 2 * p50, 1000.0, 5)
                for batch in (1, 32) for name, p50 in (("big", 68.0 * batch), ("small", 10.0 * batch))]  # fmt: skip
-    return Comparison(results, "big", SIZES, timings, [["small", "big"]], **changes)
+    return TaskComparison(results, "big", SIZES, timings, [["small", "big"]], **changes)
 
 
 def test_the_summary_has_sizes_speed_and_the_mean_of_the_common_tasks():

@@ -46,6 +46,7 @@ TOP = {
     "finetuning",
     "passes",
     "pipeline",
+    "places",
     "planning",
     "reporting",
     "interruption",

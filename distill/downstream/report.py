@@ -36,7 +36,7 @@ CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TaskComparison:
     """What is known of some models: results on tasks, sizes, and times (none if speed was not measured)."""
 
     results: Sequence[Result]
@@ -56,7 +56,7 @@ def read_sizes(models: Mapping[str, Path]) -> dict[str, Parameters]:
     return {name: count_parameters(load_config(folder)) for name, folder in models.items()}
 
 
-def make_tables(comparison: Comparison) -> dict[str, Table]:
+def make_tables(comparison: TaskComparison) -> dict[str, Table]:
     """Every table there is something for, by name, in the order in which they are printed."""
     cells = comparison.cells
     tables = {"summary": summary_table(comparison), "results": absolute_table(cells, rule=rule_for(cells))}
@@ -71,7 +71,7 @@ def make_tables(comparison: Comparison) -> dict[str, Table]:
     return tables
 
 
-def summary_table(comparison: Comparison) -> Table:
+def summary_table(comparison: TaskComparison) -> Table:
     """Sizes in millions of parameters as MiniRBT counts them, speed-up in the largest shape, mean of the tasks.
 
     The mean is over the tasks that every model has, in percent of the teacher's, metrics of a task averaged first.
@@ -93,7 +93,7 @@ def summary_table(comparison: Comparison) -> Table:
     return Table(("Model", "Parameters", "W/O embeddings", *speedup, "Mean of tasks"), tuple(rows))
 
 
-def relative_means(comparison: Comparison) -> dict[str, Decimal]:
+def relative_means(comparison: TaskComparison) -> dict[str, Decimal]:
     """model -> mean over the common tasks as percent of the teacher's, with one decimal; empty without the teacher."""
     cells = comparison.cells
     teacher = cells.get(comparison.teacher, {})
@@ -108,7 +108,7 @@ def relative_means(comparison: Comparison) -> dict[str, Decimal]:
 
 
 def write_report(
-    comparison: Comparison, folder: Path, machine: Mapping[str, object], digests: Mapping[str, str]
+    comparison: TaskComparison, folder: Path, machine: Mapping[str, object], digests: Mapping[str, str]
 ) -> str:
     """Writes tables.md, tables.json, a CSV each table, and the pictures; returns the Markdown.
 
