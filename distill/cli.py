@@ -38,10 +38,10 @@ MOST_CHARS = 1000
 """Of an error message; a name may be a megabyte long."""
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 app = typer.Typer(
-    help="Small, fast Chinese BERT encoders by staged distillation. --debug shows an error's traceback.",
+    help="Small, fast Chinese BERT encoders by staged distillation. With --debug an error shows its traceback.",
     add_completion=True, pretty_exceptions_enable=False, context_settings=SETTINGS, rich_markup_mode=None,
 )  # fmt: skip
-segmenter_app = typer.Typer(help="Word segmenters.", context_settings=SETTINGS)
+segmenter_app = typer.Typer(help="Train and score word segmenters.", context_settings=SETTINGS)
 add_segmenter_commands(segmenter_app)
 app.add_typer(segmenter_app, name="segmenter")
 app.add_typer(vocab_app, name="vocab")
@@ -55,25 +55,27 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print it")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version")
+    ] = False,
 ) -> None:
     """Options of no command."""
 
 
 TEXT_HELP = (
-    "text files (also .gz, .xz, .zst, .jsonl, .parquet), folders, glob patterns, folders of `datasets`, hf:OWNER/NAME; "
-    "#FIELD after it names the field of records; repeatable"
+    "text file (also .gz, .xz, .zst, .jsonl, .parquet), folder, glob pattern, folder of `datasets`, or hf:OWNER/NAME; "
+    "#FIELD after it names the field of its records; repeatable"
 )
 Text = Annotated[list[Path], typer.Option(help=TEXT_HELP)]
 Tokenizer = Annotated[str, typer.Option(help="folder with vocab.txt, or hub id")]
-Processes = Annotated[int, typer.Option(min=1, help="processes to work in")]
-Ray = Annotated[str | None, typer.Option(help='Ray cluster to work on: address or "auto"; needs the extra ray')]
+Processes = Annotated[int, typer.Option(min=1, help="number of processes")]
+Ray = Annotated[str | None, typer.Option(help='work on this Ray cluster: its address, or "auto"; needs the extra ray')]
 
 
 @app.command()
 def ref(
     text: Text,
-    output: Annotated[Path, typer.Option(help="folder for the reference files; the text's folders are mirrored below")],
+    output: Annotated[Path, typer.Option(help="folder for the reference files, which mirrors the text's folders")],
     tokenizer: Tokenizer,
     segmenter: Annotated[str, typer.Option(help=SEGMENTER_HELP)],
     dictionary: Dictionary = None,
@@ -81,9 +83,10 @@ def ref(
     processes: Processes = os.cpu_count() or 1,
     ray: Ray = None,
 ) -> None:
-    """Write reference files: which tokens of each line continue a word, for whole-word masking.
+    """Write reference files for whole-word masking.
 
-    `python run_chinese_ref.py` without options does this for dataset/train and dataset/dev.
+    They say which tokens of each line continue a word. `python run_chinese_ref.py` without options makes those of
+    dataset/train and dataset/dev.
     """
     from distill.corpus.prepare import prepare_references
     from distill.corpus.ray_workers import check_ray
@@ -111,8 +114,8 @@ def pack(
     data: Annotated[Path, typer.Option(help="training-data JSON in MiniRBT's format")],
     tokenizer: Tokenizer,
     max_seq_length: Annotated[int, typer.Option(min=8, help="tokens a row, [CLS] and [SEP] included")],
-    output: Annotated[Path, typer.Option(help="folder below which the packed dataset goes")] = Path("saves/data"),
-    segmenter: Annotated[str | None, typer.Option(help="for texts without reference file. " + SEGMENTER_HELP)] = None,
+    output: Annotated[Path, typer.Option(help="the packed dataset becomes a folder in this one")] = Path("saves/data"),
+    segmenter: Annotated[str | None, typer.Option(help="for texts without reference files: " + SEGMENTER_HELP)] = None,
     dictionary: Dictionary = None,
     packing: Annotated[
         str, typer.Option(help="chunks, documents, full_sentences, doc_sentences or lines; see docs/data.md")
@@ -124,7 +127,7 @@ def pack(
     processes: Processes = os.cpu_count() or 1,
     ray: Ray = None,
 ) -> None:
-    """Pack text and references into a memory-mapped dataset, ahead of training."""
+    """Pack text and references into a dataset ahead of training."""
     from distill.corpus.prepare import check_data, prepare_dataset
     from distill.corpus.ray_workers import check_ray
     from distill.modeling.models import find_model
@@ -154,20 +157,20 @@ def train(
     stage: Annotated[str | None, typer.Option(help="only this stage")] = None,
     dry_run: DryRun = False,
     show_recipe: Annotated[
-        bool, typer.Option("--show-recipe", help="print the recipe with every value filled in; looks at no other file")
+        bool, typer.Option("--show-recipe", help="print the recipe with every value filled in, and end")
     ] = False,
     settings: Settings = None,
     allow_changes: AllowChanges = False,
     max_restarts: MaxRestarts = 0,
     plugin: Plugin = None,
 ) -> None:
-    """Train the stages of a recipe, or go on where they stopped.
+    """Train the stages of a recipe, or continue where they stopped.
 
-    --FIELD VALUE sets a field of a stage or student everywhere (--steps 100, --learning-rate 1e-4), and --output-dir
-    the folder. `python train.py` takes MiniRBT's flags, too (--teacher_name_or_path, --student_config, ...).
+    --FIELD VALUE sets a field of stages or students everywhere: --steps 100, --learning-rate 1e-4. --output-dir sets
+    the output folder. docs/recipe.md lists the fields. `python train.py` also takes MiniRBT's flags.
 
-    Environment: NPROC processes on this machine (default: the visible GPUs, or 1); NNODES machines of which this is
-    number NODE_RANK, MASTER_ADDR and MASTER_PORT of number 0.
+    Environment variables: NPROC, processes on this machine (default: one for each visible GPU, or 1). For several
+    machines: NNODES, their number; NODE_RANK, the number of this one, from 0; MASTER_ADDR and MASTER_PORT of machine 0.
     """
     from distill.recipe_file import load_recipe
 
@@ -226,15 +229,18 @@ add_doctor_command(app)
 
 @app.command("inspect")
 def inspect_packed(
-    dataset: Annotated[Path, typer.Argument(help="packed dataset, or one of its splits")],
+    dataset: Annotated[Path, typer.Argument(help="folder of a packed dataset, or of one of its splits")],
     tokenizer: Annotated[
-        str | None, typer.Option(help="folder with vocab.txt, or hub id: the one it was packed with")
+        str | None, typer.Option(help="the tokenizer it was packed with: folder with vocab.txt, or hub id")
     ] = None,
     n: Annotated[int, typer.Option("--n", min=0, help="rows to show")] = 5,
-    seed: Annotated[int, typer.Option(help="decides the rows and the masks")] = 0,
-    html: Annotated[Path | None, typer.Option(help="write the same as an HTML page into this file")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the choice of rows and masks")] = 0,
+    html: Annotated[Path | None, typer.Option(help="also write an HTML page to this file")] = None,
 ) -> None:
-    """Show rows of a packed dataset with word borders and one draw of masks, and the statistics of its tokens."""
+    """Show rows of a packed dataset.
+
+    They are shown with words and one draw of masks, and with statistics of the tokens.
+    """
     from rich.console import Console
 
     from distill.corpus.inspection import inspect_dataset
@@ -256,9 +262,12 @@ def inspect_packed(
 @app.command()
 def sample(
     output: Annotated[Path, typer.Option(help="folder to write")] = Path("saves/sample-world"),
-    seed: Annotated[int, typer.Option(help="decides every sentence")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the random sentences")] = 0,
 ) -> None:
-    """Write the embedded sample world: Chinese text, its words, a vocabulary and four labelled tasks."""
+    """Write the embedded sample world.
+
+    It is Chinese text, the same split into words, a vocabulary and four labelled tasks.
+    """
     from distill.sample import write_sample_world
 
     counts = write_sample_world(output, seed=seed)

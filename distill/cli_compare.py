@@ -21,7 +21,7 @@ from distill.errors import InputError
 
 Vary = Annotated[
     list[str] | None,
-    typer.Option(help="student field and its values, FIELD=V1,V2,...; repeatable, every combination is trained"),
+    typer.Option(help="student field and its values, FIELD=V1,V2,...; repeatable: every combination is trained"),
 ]
 
 
@@ -37,7 +37,7 @@ def compare(
     stage: Annotated[str | None, typer.Option(help="stage to vary; default: the last one with a teacher")] = None,
     student: Annotated[str | None, typer.Option(help="student to vary; default: the stage's first")] = None,
     at_once: Annotated[
-        int | None, typer.Option(min=1, help="variations in one pass, where memory is short; default: all")
+        int | None, typer.Option(min=1, help="train this many variations in one pass, to save memory; default: all")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="folder of the comparison; default: compare/ in the recipe's output folder")
@@ -48,10 +48,11 @@ def compare(
     max_restarts: MaxRestarts = 0,
     plugin: Plugin = None,
 ) -> None:
-    """Train variations of a student in one pass from one teacher, at equal tokens, and compare them.
+    """Train variations of a student in one pass and compare them.
 
-    --vary method=minirbt,distilbert,pkd --vary seed=0,1,2 trains nine students; docs/methods.md says what is fair about
-    it. Fields of the stage are given as for train (--steps 2000); they do not reach the stages before it.
+    All learn from one teacher and the same tokens. --vary method=minirbt,distilbert,pkd --vary seed=0,1,2 trains nine
+    students. --FIELD VALUE sets a field of the stage, as for train (--steps 2000), but not of earlier stages. See
+    docs/methods.md.
     """
     from distill.compare import describe_comparison, plan_comparison, run_comparison
     from distill.launch import Cluster, is_worker

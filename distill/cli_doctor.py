@@ -9,9 +9,10 @@ def add_doctor_command(app: typer.Typer) -> None:
 
 
 def doctor() -> None:
-    """Say what this machine has and lacks, and how to get it: versions, processor, memory, disk, GPU, weights, extras.
+    """Say what this machine has and lacks.
 
-    Exit code 0 if all is there that every run needs, 2 if something needed is missing.
+    Looks at versions, processor, memory, disk, GPU, weights and extras, and says how to get what is missing. Exit code
+    2 if something that every run needs is missing.
     """
     from distill.doctor import examine, is_usable
 

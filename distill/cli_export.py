@@ -34,43 +34,44 @@ def export(
         Part | None, typer.Option("--as", help="default: a fine-tuned model with its head, any other as encoder")
     ] = None,
     pooling: Annotated[
-        Pooling, typer.Option(help="encoder: what the output `pooled` is; mean and max: over all tokens of a text")
+        Pooling, typer.Option(help="for the encoder: how the output `pooled` is made from the tokens of a text")
     ] = Pooling.mean,
     int8: Annotated[
-        bool, typer.Option("--int8", help="write model_int8.onnx, too: a quarter of the size, and no slower")
+        bool, typer.Option("--int8", help="also write model_int8.onnx: a quarter of the size, and no slower")
     ] = False,
     int4: Annotated[
-        bool, typer.Option("--int4", help="write model_int4.onnx, too: smaller still, but less exact and not faster")
+        bool, typer.Option("--int4", help="also write model_int4.onnx: smaller still, but less exact and not faster")
     ] = False,
     text: Annotated[
         list[Path] | None,
-        typer.Option(help=f"text files whose first {MOST_TEXTS} lines parity is checked on; repeatable; default: "
+        typer.Option(help=f"text whose first {MOST_TEXTS} lines are used to check the export; repeatable; default: "
                           "sentences of the sample world"),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="fine-tuned model: the task's data, as for `distill finetune`; parity is checked on it, and "
-                          "the task's metrics are compared"),
+        typer.Option(help="for a fine-tuned model: the task's data, as for `distill finetune`, to check the export and "
+                          "compare metrics on"),
     ] = None,
-    split: Annotated[str, typer.Option(help="with --data: a split with labels")] = "dev",
+    split: Annotated[str, typer.Option(help="with --data: the split, which must have labels")] = "dev",
     teacher: Annotated[
-        str | None, typer.Option(help="a larger model of the same kind, to be set beside in sizes and times")
+        str | None, typer.Option(help="a larger model of the same kind, to compare size and times with")
     ] = None,
     min_cosine: Annotated[
         float,
-        typer.Option(min=0, max=1, help="least cosine of int8 and int4 with the model's outputs, less their means"),
+        typer.Option(min=0, max=1, help="smallest cosine of int8 and int4 outputs with the model's, less their means"),
     ] = 0.98,
     max_loss: Annotated[
-        float, typer.Option(min=0, help="with --data: most points of the task's score that int8 and int4 may lose")
+        float, typer.Option(min=0, help="with --data: how many points of the task's score int8 and int4 may lose")
     ] = 1.0,
-    threads: Annotated[int, typer.Option(min=1, help="of the forwards that are timed")] = 1,
-    seconds: Annotated[float, typer.Option(min=0, help="each form is timed in each shape, at least")] = 0.5,
+    threads: Annotated[int, typer.Option(min=1, help="threads of the timed forwards")] = 1,
+    seconds: Annotated[float, typer.Option(min=0, help="least time for each form in each shape")] = 0.5,
 ) -> None:  # fmt: skip
-    """Export a model to ONNX for any batch size and length, check it against the model, and time it.
+    """Export a model to ONNX, check it and time it.
 
-    The folder is served by onnxruntime and tokenizers alone (scripts/serve_onnx.py): model.onnx, its quantised forms,
-    tokenizer.json, config.json, and export.json with labels, differences, sizes and times. An export whose outputs
-    are not the model's is refused, and nothing of it stays. Needs the extra onnx. See docs/export.md.
+    The export takes any batch size and length. Its folder can be served with onnxruntime and tokenizers alone
+    (scripts/serve_onnx.py) and holds model.onnx, its quantised forms, tokenizer.json, config.json, and export.json with
+    labels, differences, sizes and times. An export whose outputs differ too much from the model's is refused and
+    removed. Needs the extra onnx. See docs/export.md.
     """
     from distill.downstream.run import TASK_FILE, read_task_file
 

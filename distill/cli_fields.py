@@ -13,16 +13,16 @@ RECIPE_COMMAND = {"help_option_names": ["-h", "--help"], "allow_extra_args": Tru
 RecipeFile = Annotated[Path, typer.Argument(help="recipe JSON; see jsons/recipes")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything, print the plan, train nothing")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="one place: stages.NAME.students.NAME.field=value; repeatable")
+    list[str] | None, typer.Option("--set", help="set one field: stages.NAME.students.NAME.FIELD=VALUE; repeatable")
 ]
 AllowChanges = Annotated[
-    bool, typer.Option("--allow-changes", help="go on with a stage that has begun though recipe or files changed")
+    bool, typer.Option("--allow-changes", help="continue a stage that has begun even if recipe or files changed")
 ]
 MaxRestarts = Annotated[
-    int, typer.Option(min=0, help="times a stage whose processes died goes on by itself from its last checkpoint")
+    int, typer.Option(min=0, help="how often a stage whose processes died is restarted from its last checkpoint")
 ]
 Plugin = Annotated[
-    list[Path] | None, typer.Option(help="Python file that registers losses of yours, see docs/methods.md; repeatable")
+    list[Path] | None, typer.Option(help="Python file that registers your own losses, see docs/methods.md; repeatable")
 ]
 
 

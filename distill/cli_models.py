@@ -64,10 +64,10 @@ def models(
         typer.Argument(help="config JSONs, model folders, or architectures by name; default: MiniRBT's"),
     ] = None,
     counts: Annotated[
-        bool, typer.Option("--counts", help="parameters under every convention, and which published figures they give")
+        bool, typer.Option("--counts", help="count parameters by every convention, and compare with published figures")
     ] = False,
 ) -> None:
-    """Compare models: layers, widths, parameters with and without embeddings, FLOPs."""
+    """Compare the sizes of models: layers, widths, parameters, FLOPs."""
     from distill.modeling.comparison import comparison_table, shipped_configs
     from distill.modeling.published import counts_tables, known_models
 
@@ -83,22 +83,23 @@ def convert(
     ],
     to: Annotated[To, typer.Option(help="what to write")],
     output: Annotated[Path, typer.Option(help="new folder")],
-    source_format: Annotated[From | None, typer.Option("--from", help="default: what the weights' names say")] = None,
+    source_format: Annotated[From | None, typer.Option("--from", help="default: as the weights' names say")] = None,
     config: Annotated[
         str | None,
-        typer.Option(help="the model's config, Hugging Face's or UER's, or an architecture; default: the one "
+        typer.Option(help="config file (Hugging Face's or UER's) or name of an architecture; default: the config "
                           "beside the weights, else sizes from the weights and a head for every 64 dimensions"),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="folder or vocab.txt; default: what lies beside the weights")
+        Path | None, typer.Option(help="folder or vocab.txt; default: the one beside the weights")
     ] = None,
     layernorm: Annotated[
-        LayerNorm, typer.Option(help="exact: UER's LayerNorm is folded, outputs are equal; compat: as UER's converter")
+        LayerNorm, typer.Option(help="UER's LayerNorm; exact: folded, outputs are equal; compat: weights as they are")
     ] = LayerNorm.exact,
 ) -> None:  # fmt: skip
-    """Convert UER, TencentPretrain, TextBrewer and TensorFlow weights to model folders, and folders to UER's files.
+    """Convert model weights between formats.
 
-    What is written is complete, and its outputs are compared with the source's before it gets its name.
+    Weights of UER, TencentPretrain, TextBrewer and TensorFlow become model folders; folders become UER's files. The
+    outputs are compared with the source's before the new folder is kept.
     """
     from distill.modeling.conversion import convert_model
     from distill.modeling.models import find_model
@@ -124,9 +125,12 @@ def convert(
 def fill(
     model: Model,
     texts: Annotated[list[str], typer.Argument(help="texts with [MASK]")],
-    top_k: Annotated[int, typer.Option(min=1, help="answers for each [MASK]")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="number of answers for each [MASK]")] = 5,
 ) -> None:
-    """Show the likeliest tokens for each [MASK], one JSON object a line: score, token, token_str, sequence."""
+    """Show the likeliest tokens for each [MASK].
+
+    Each is a JSON object on a line: score, token, token_str, sequence.
+    """
     from distill.modeling.inference import fill_mask
     from distill.modeling.models import find_model
 
@@ -137,17 +141,20 @@ def fill(
 
 def features(
     model: Model,
-    text: Annotated[list[Path], typer.Option(help="text files, a text a line; blank lines are left out; repeatable")],
-    output: Annotated[Path, typer.Option(help="file for the array of float32, lines x dimensions (.npy)")],
+    text: Annotated[list[Path], typer.Option(help="text file, one text a line; blank lines are skipped; repeatable")],
+    output: Annotated[Path, typer.Option(help=".npy file for the float32 array [lines, dimensions]")],
     pooling: Annotated[
-        Pooling, typer.Option(help="cls: of [CLS]; mean, max: over all tokens of the line")
+        Pooling, typer.Option(help="cls: the vector of [CLS]; mean, max: over all tokens of the line")
     ] = Pooling.mean,
     max_length: Annotated[
         int | None,
-        typer.Option(min=3, help="cut longer lines to so many tokens; default: a line that is too long ends it"),
+        typer.Option(min=3, help="cut lines to this many tokens; default: a line that is too long is an error"),
     ] = None,
 ) -> None:
-    """Write the last hidden states of lines of text, one vector a line."""
+    """Write a vector for each line of text.
+
+    It is pooled from the last hidden states of the line's tokens.
+    """
     import numpy as np
 
     from distill.corpus.text import expand_text, is_blank, iter_lines

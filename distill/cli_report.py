@@ -19,10 +19,11 @@ def add_report_commands(app: typer.Typer) -> None:
 
 
 def report(run: Run) -> None:
-    """Write RUN/report/index.html: chain, results, curves, examples, data, time and configuration on one page.
+    """Write the report of a run, an HTML page.
 
-    The page needs no network and opens from disk; curves are also written as PNG. It works while a run is going on and
-    says what is not there yet; files that cannot be read are named on the page. A run writes it at its end by itself.
+    RUN/report/index.html shows chain, results, curves, examples, data, time and configuration. It needs no network;
+    curves are also written as PNG. It can be made during a run, and says what is not there yet or cannot be read. A run
+    writes it at its end by itself.
     """
     from distill.release.run_folder import open_run
 
@@ -37,14 +38,16 @@ def report(run: Run) -> None:
 
 def watch(
     run: Run,
-    once: Annotated[bool, typer.Option("--once", help="print the state once as JSON, for scripts, and leave")] = False,
+    once: Annotated[bool, typer.Option("--once", help="print the state once, as JSON, and end")] = False,
 ) -> None:
-    """Watch a run in the terminal: stages, steps, time left, losses, dev measurements, tokens/s, messages.
+    """Watch a run in the terminal.
 
-    It reads the run's files alone, so that it can be started and ended at any time, on any machine that sees the
-    folder. It ends with the run (exit code 1 where that failed, was stopped or killed), and with Ctrl-C. --once prints
-    {"state", "doing", "message", "stages", "tasks"}, where state is preparing, running, silent (no word for minutes),
-    stopped, failed or finished.
+    Shows stages, steps, time left, losses, dev measurements, tokens/s and messages. It only reads the run's files, so
+    it can be started and ended at any time, on any machine that sees the folder. It ends with Ctrl-C or with the run;
+    exit code 1 if that failed, was stopped or killed.
+
+    --once prints {"state", "doing", "message", "stages", "tasks"}, where state is preparing, running, silent (no news
+    for minutes), stopped, failed or finished.
     """
     from rich.console import Console
     from rich.live import Live
@@ -70,13 +73,13 @@ def watch(
 
 def push(
     model: Annotated[Path, typer.Argument(help="model folder, e.g. saves/my-run/models/NAME")],
-    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; made if it is not there")],
-    private: Annotated[bool, typer.Option("--private", help="a repository that is made is private")] = False,
+    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; created if missing")],
+    private: Annotated[bool, typer.Option("--private", help="create the repository as private")] = False,
 ) -> None:
-    """Upload a model folder with its card to the Hugging Face Hub in one commit.
+    """Upload a model folder with its card to the Hugging Face Hub.
 
-    Read its README.md first: it says what it was made of, and you choose its licence. The token is that of `hf auth
-    login` or HF_TOKEN; HF_ENDPOINT names another server.
+    Read its README.md first and choose a licence. The token comes from `hf auth login` or HF_TOKEN; HF_ENDPOINT names
+    another server.
     """
     from distill.publishing import push_model
 

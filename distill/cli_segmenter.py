@@ -13,10 +13,10 @@ SEGMENTER_HELP = (
 )
 
 SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="leave out lines that are not UTF-8 and records without text, with a warning")
+    bool, typer.Option("--skip-bad", help="skip lines that are not UTF-8 and records without text, with a warning")
 ]
 Dictionary = Annotated[
-    Path | None, typer.Option(help="words to keep whole, one a line (jieba's format); for ltp and jieba")
+    Path | None, typer.Option(help="file of words to keep whole, one a line (jieba's format); for ltp and jieba")
 ]
 
 
@@ -28,23 +28,35 @@ def add_segmenter_commands(app: typer.Typer) -> None:
 
 def train(
     text: Annotated[
-        list[Path], typer.Option(help="segmented text: a sentence a line, words split by spaces; with --from: raw text")
+        list[Path],
+        typer.Option(
+            help="segmented text: a sentence a line, words split by spaces; with --from: raw text; repeatable"
+        ),
     ],
     output: Annotated[Path, typer.Option(help="folder of the new model, for --segmenter ltp:FOLDER")],
     from_: Annotated[
-        str | None, typer.Option("--from", metavar="SPEC", help="let this segmenter split raw text, and learn from it")
+        str | None,
+        typer.Option(
+            "--from", metavar="SPEC", help="segmenter that splits the raw text to learn from: ltp:DIR, jieba, ..."
+        ),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="passes over the sentences")] = 2,
     threshold: Annotated[
-        float, typer.Option(help="prune features whose weights sum to less; 6 makes under 1 MB")
+        float, typer.Option(help="drop features whose weights sum to less; with 6 the model is under 1 MB")
     ] = 1e-3,
     max_sentences: Annotated[
         int | None,
-        typer.Option(help="sample this many; 0.8 GB a million characters; 50,000 with --from"),
+        typer.Option(
+            help="train on a sample of this many, to save memory (0.8 GB a million characters); default: all, or "
+            "50,000 with --from"
+        ),
     ] = None,
     skip_bad: SkipBad = False,
 ) -> None:
-    """Train an LTP perceptron segmenter from segmented text, or from raw text that another segmenter splits."""
+    """Train an LTP perceptron from segmented text.
+
+    With --from, from raw text that another segmenter splits first.
+    """
     from distill.corpus.perceptron_training import check_arguments, train_perceptron
     from distill.corpus.text import expand_text
 
@@ -84,10 +96,15 @@ def score(
     dictionary: Dictionary = None,
     training_words: Annotated[
         Path | None,
-        typer.Option(help="words it was trained on (its training text will do), for the recall of others"),
+        typer.Option(
+            help="file of the words it was trained on (e.g. its training text), to report the recall of unknown words"
+        ),
     ] = None,
 ) -> None:
-    """Score a segmenter against gold text: precision, recall and F1 of words, and speed."""
+    """Score a segmenter against gold text.
+
+    Prints precision, recall and F1 of words, and the speed.
+    """
     from distill.corpus.scoring import score_segmenter
     from distill.corpus.segment import add_dictionary
 

@@ -14,12 +14,13 @@ OUTPUT = Path("saves/finetune")
 
 
 Data = Annotated[
-    str, typer.Option(help="folder with a folder for each task, or the task's own, or hf:OWNER/NAME[:CONFIG]")
+    str, typer.Option(help="folder with a folder for each task, the folder of one task, or hf:OWNER/NAME[:CONFIG]")
 ]
 Processes = Annotated[
-    int | None, typer.Option(min=1, help="runs at a time, dealt to the visible GPUs; default: one a GPU, else one")
+    int | None,
+    typer.Option(min=1, help="runs at a time, spread over the visible GPUs; default: one for each GPU, or 1"),
 ]
-Output = Annotated[Path, typer.Option(help="runs go into OUTPUT/MODEL/TASK/HASH")]
+Output = Annotated[Path, typer.Option(help="folder; a run is OUTPUT/MODEL/TASK/HASH")]
 
 
 def add_task_commands(app: typer.Typer) -> None:
@@ -28,8 +29,13 @@ def add_task_commands(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def tasks(name: Annotated[str | None, typer.Argument(help="one task, as JSON; copy it for your own")] = None) -> None:
-    """List the tasks that are known: kind, metrics, text columns, where their data can be had."""
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="print this task as JSON, to copy for your own")] = None,
+) -> None:
+    """List the known tasks, or print one.
+
+    Of each: kind, metrics, text columns, where to get its data.
+    """
     from distill.downstream.scores import Table, to_markdown
     from distill.downstream.task import all_tasks, load_task
 
@@ -43,42 +49,45 @@ def tasks(name: Annotated[str | None, typer.Argument(help="one task, as JSON; co
 def finetune(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="model folder or hub id")],
-    task: Annotated[
-        str, typer.Option(help="name of a task (see `distill tasks`), or a JSON file that describes yours")
-    ],
+    task: Annotated[str, typer.Option(help="name of a task (see `distill tasks`), or JSON file of your own")],
     data: Data = DATA,
     output: Output = OUTPUT,
-    seed: Annotated[int, typer.Option(min=0, help="decides the new head, the order of the examples, dropout")] = 0,
-    learning_rate: Annotated[float | None, typer.Option(help="peak; default: the task's")] = None,
-    epochs: Annotated[float | None, typer.Option(help="default: the task's")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="examples a step; default: the task's")] = None,
-    max_length: Annotated[int | None, typer.Option(min=16, help="tokens; default: the task's")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the new head, the order of the examples and dropout")] = 0,
+    learning_rate: Annotated[float | None, typer.Option(help="peak learning rate; default: the task's")] = None,
+    epochs: Annotated[float | None, typer.Option(help="passes over train; default: the task's")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="examples in a step; default: the task's")] = None,
+    max_length: Annotated[int | None, typer.Option(min=16, help="tokens of an example; default: the task's")] = None,
     teacher: Annotated[
-        Path | None, typer.Option(help="distil on the task: folder 'model' of a run of a larger model on it")
+        Path | None, typer.Option(help="distil from this model, fine-tuned on the task: folder 'model' of its run")
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="with --teacher: softens the scores of teacher and student; default: 4")
     ] = None,
     kd_weight: Annotated[
         float | None,
-        typer.Option(min=0, help="with --teacher: weight of its scores, times temperature^2; default: 1"),
+        typer.Option(
+            min=0, help="with --teacher: weight of the KD term, which is multiplied by temperature^2; default: 1"
+        ),
     ] = None,
     hard_weight: Annotated[
         float | None, typer.Option(min=0, help="with --teacher: weight of the labels; default: 1")
     ] = None,
     match: Annotated[
-        list[str] | None, typer.Option(help="layer matches as in a recipe, e.g. uniform; repeatable; default: none")
+        list[str] | None,
+        typer.Option(help="with --teacher: layer matches as in a recipe, e.g. uniform; repeatable; default: none"),
     ] = None,
     augment: Annotated[
-        int | None, typer.Option(min=0, help="copies of each text with replaced tokens, which the teacher judges")
+        int | None,
+        typer.Option(min=0, help="with --teacher: copies of each text with replaced tokens, labelled by the teacher"),
     ] = None,
     processes: Annotated[
-        int, typer.Option(min=1, help="processes that share the run's batches, each with a GPU where there are some")
+        int, typer.Option(min=1, help="processes that share the run's batches, each on its own GPU if there are any")
     ] = 1,
 ) -> None:
-    """Fine-tune a model on a task with one seed; the best epoch on dev stays, with its metrics and answers.
+    """Fine-tune a model on a task with one seed.
 
-    With --teacher it learns from a fine-tuned teacher, too: scores, layers (--match), more texts (--augment).
+    The best epoch on dev is kept, with its metrics and answers. With --teacher the model also learns from a fine-tuned
+    teacher: from its scores, its layers (--match) and more texts (--augment).
     """
     from distill.downstream.grid import Run
     from distill.downstream.run import Distillation, model_name, run_folder, with_defaults
@@ -136,19 +145,23 @@ def finetune(
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="folder 'model' that `distill finetune` left")],
+    model: Annotated[Path, typer.Argument(help="folder 'model' of a run of `distill finetune`")],
     output: Annotated[Path, typer.Option(help="file for the answers, one JSON object a line, in the rows' order")],
     data: Data = DATA,
     split: Annotated[str, typer.Option(help="split to answer")] = "test",
     rows: Annotated[
-        str | None, typer.Option("--input", help="answer this file instead, in the form of the task's; -: JSON lines")
+        str | None,
+        typer.Option("--input", help="answer this file instead, in the task's format; - reads JSON lines from stdin"),
     ] = None,
-    scores: Annotated[bool, typer.Option("--scores", help="write probabilities and logits, too")] = False,
+    scores: Annotated[bool, typer.Option("--scores", help="also write probabilities and logits")] = False,
     submission: Annotated[
-        Path | None, typer.Option(help="write the file that CLUE or GLUE takes into this folder, too, and check it")
+        Path | None, typer.Option(help="also write the file to submit to CLUE or GLUE into this folder, and check it")
     ] = None,
 ) -> None:
-    """Answer a split or a file with a fine-tuned model; measures it, too, where the labels are known."""
+    """Answer a split or a file with a fine-tuned model.
+
+    If the labels are known, its metrics are printed, too.
+    """
     from distill.downstream.run import read_task_file
     from distill.downstream.submission import submission_file, write_submission
     from distill.downstream.task_data import load_input, load_task_data
@@ -191,22 +204,26 @@ def grid(
     output: Output = OUTPUT,
     task: Annotated[list[str] | None, typer.Option(help="only these tasks of the grid; repeatable")] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="name of the model that the others are compared with; default: the first")
+        str | None, typer.Option(help="name of the model to compare the others with; default: the first")
     ] = None,
     against: Annotated[
-        list[str] | None, typer.Option(help="two models to set side by side, NAME:NAME; repeatable")
+        list[str] | None, typer.Option(help="two models to compare in a table of their own, NAME:NAME; repeatable")
     ] = None,
     processes: Processes = None,
     ray: Annotated[
-        str | None, typer.Option(help='Ray cluster to work on: address or "auto"; its machines share all folders')
+        str | None,
+        typer.Option(help='work on this Ray cluster: its address, or "auto"; its machines must share all folders'),
     ] = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="keep every run's weights")] = False,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="do not time the models")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, count the runs, do none")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check everything and count the runs, but do none")
+    ] = False,
 ) -> None:
-    """Fine-tune models on tasks with every hyper-parameter and seed of a grid, or go on; then print the tables.
+    """Fine-tune models on tasks with every setting of a grid.
 
-    The tables, as Markdown, CSV, JSON and pictures, go into OUTPUT/report, too.
+    Runs that are finished are not repeated. Tables compare the models; they are also written to OUTPUT/report, as
+    Markdown, CSV, JSON and pictures.
     """
     from distill.corpus.ray_workers import check_ray
     from distill.downstream.grid import load_grid, with_tasks
@@ -242,16 +259,19 @@ def grid(
 def clue(
     model: Annotated[str, typer.Argument(help="model folder or hub id")],
     data: Data = DATA,
-    output: Annotated[Path, typer.Option(help="runs go below it; tables into report/, answers into submission/")] = (
-        Path("saves/clue")
-    ),
+    output: Annotated[
+        Path, typer.Option(help="folder of the runs, with report/ for tables and submission/ for answers")
+    ] = (Path("saves/clue")),
     task: Annotated[list[str] | None, typer.Option(help="only these tasks; repeatable")] = None,
-    grid: Annotated[str, typer.Option(help="settings: clue-run, CLUE's script; clue, its advice; or a JSON file")] = (
+    grid: Annotated[str, typer.Option(help="settings: clue-run (CLUE's script), clue (its advice), or a JSON file")] = (
         "clue-run"
     ),
     processes: Processes = None,
 ) -> None:
-    """CLUE's one-click run: every task, the best epoch on dev, answers for test as CLUE takes them."""
+    """Run all CLUE tasks and write the submissions.
+
+    Of each run the best epoch on dev answers the test split.
+    """
     from distill.downstream.grid import list_runs, load_grid, with_tasks
     from distill.finetuning import Plan, check_plan, name_models, run_plan
     from distill.modeling.models import find_model
@@ -275,18 +295,23 @@ def clue(
 
 
 def latency(
-    models: Annotated[
-        list[str], typer.Argument(help="model folders or hub ids; the first is what speed-up is against")
-    ],
-    batch_size: Annotated[list[int] | None, typer.Option(min=1, help="repeatable; default: 1 and 32")] = None,
-    length: Annotated[list[int] | None, typer.Option(min=1, help="tokens; repeatable; default: 32, 128, 512")] = None,
-    threads: Annotated[
-        list[int] | None, typer.Option(min=1, help="of a forward on a CPU; repeatable; default: 1 and all cores")
+    models: Annotated[list[str], typer.Argument(help="model folders or hub ids; speed-up is relative to the first")],
+    batch_size: Annotated[
+        list[int] | None, typer.Option(min=1, help="sequences in a forward; repeatable; default: 1 and 32")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="for each model and shape, at least")] = 1.0,
-    output: Annotated[Path | None, typer.Option(help="write times and machine into this JSON file, too")] = None,
+    length: Annotated[
+        list[int] | None, typer.Option(min=1, help="tokens of a sequence; repeatable; default: 32, 128, 512")
+    ] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="threads on a CPU; repeatable; default: 1 and all cores")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="least time for each model and shape")] = 1.0,
+    output: Annotated[Path | None, typer.Option(help="also write times and machine to this JSON file")] = None,
 ) -> None:
-    """Time encoders side by side: p50 and p95 of a forward, tokens a second, speed-up, peak memory."""
+    """Time encoders side by side.
+
+    Prints p50 and p95 of a forward, tokens a second, speed-up and peak memory.
+    """
     from distill.downstream.latency import describe_machine, latency_table, make_shapes, measure_latency
     from distill.downstream.latency import peak_memory as measure_memory
     from distill.downstream.scores import to_markdown

@@ -8,7 +8,7 @@ import typer
 
 from distill.errors import InputError
 
-vocab_app = typer.Typer(help="Vocabularies: train, prune, replace, check and repair them.", no_args_is_help=True)
+vocab_app = typer.Typer(help="Train, prune, replace, check and repair vocabularies.", no_args_is_help=True)
 
 
 class NewRows(StrEnum):
@@ -21,17 +21,20 @@ class NewRows(StrEnum):
 Output = Annotated[Path, typer.Option(help="new folder")]
 Model = Annotated[str, typer.Option(help="model folder or hub id")]
 SomeText = Annotated[list[Path] | None, typer.Option(help="text files, folders or glob patterns; repeatable")]
-Seed = Annotated[int, typer.Option(help="decides the random rows")]
+Seed = Annotated[int, typer.Option(help="seed of random rows")]
 
 
 @vocab_app.command("train")
 def train(
     text: Annotated[list[Path], typer.Option(help="text files, folders or glob patterns; repeatable")],
-    size: Annotated[int, typer.Option(min=6, help="tokens at most, the five special ones included")],
+    size: Annotated[int, typer.Option(min=6, help="largest number of tokens, the five special ones included")],
     output: Output,
     cased: Annotated[bool, typer.Option("--cased", help="keep capitals and accents; default: lower-case")] = False,
 ) -> None:
-    """Train a WordPiece vocabulary from text: vocab.txt and tokenizer_config.json, as BertTokenizer reads them."""
+    """Train a WordPiece vocabulary from text.
+
+    The folder has vocab.txt and tokenizer_config.json, as BertTokenizer reads them.
+    """
     from distill.corpus.text import estimate_characters, expand_text
     from distill.corpus.vocabulary import refuse_existing, train_vocabulary, write_tokenizer_folder
     from distill.progress import show_progress
@@ -51,11 +54,16 @@ def prune(
     model: Model,
     output: Output,
     text: SomeText = None,
-    keep: Annotated[Path | None, typer.Option(help="file with tokens that stay, one a line")] = None,
-    min_count: Annotated[int, typer.Option(min=1, help="times a token must occur in the text to stay")] = 1,
-    size: Annotated[int | None, typer.Option(min=6, help="tokens at most; the most frequent stay")] = None,
+    keep: Annotated[Path | None, typer.Option(help="file of tokens to keep, one a line")] = None,
+    min_count: Annotated[int, typer.Option(min=1, help="keep tokens that occur at least this often")] = 1,
+    size: Annotated[
+        int | None, typer.Option(min=6, help="largest number of tokens; the most frequent are kept")
+    ] = None,
 ) -> None:
-    """Shrink a model's vocabulary to what a text uses or a file lists; the special tokens stay in any case."""
+    """Reduce a model's vocabulary to what a text uses.
+
+    Tokens that --keep lists stay, too, and the special tokens always.
+    """
     from distill.corpus.text import estimate_characters, expand_text
     from distill.corpus.tokenizing import load_tokenizer
     from distill.corpus.vocabulary import count_tokens, read_vocabulary, refuse_existing
@@ -84,12 +92,17 @@ def prune(
 @vocab_app.command("replace")
 def replace(
     model: Model,
-    vocab: Annotated[Path, typer.Option(help="vocab.txt (the model's lower-casing stays), or a tokenizer folder")],
+    vocab: Annotated[Path, typer.Option(help="vocab.txt (lower-casing stays the model's), or a tokenizer folder")],
     output: Output,
-    new_rows: Annotated[NewRows, typer.Option(help="mean of the old pieces, or random")] = NewRows.mean,
+    new_rows: Annotated[
+        NewRows, typer.Option(help="start of a new token's row: mean of its old pieces, or random")
+    ] = NewRows.mean,
     seed: Seed = 0,
 ) -> None:
-    """Give a model another vocabulary: tokens that both have keep their rows, new ones get a stated beginning."""
+    """Give a model another vocabulary.
+
+    Tokens that both have keep their rows; new ones start as --new-rows says.
+    """
     from distill.modeling.models import find_model
     from distill.modeling.vocabulary import replace_vocabulary
 
@@ -107,7 +120,7 @@ def clue(
     output: Output,
     drop: Annotated[list[Path] | None, typer.Option(help="tokens to drop, one a line; repeatable")] = None,
 ) -> None:
-    """Make CLUE's small vocabulary from Google's by CLUE's rules; its map and its hand-made list are yours to give."""
+    """Make CLUE's small vocabulary from Google's by CLUE's rules."""
     from distill.corpus.clue_vocabulary import apply_clue_rules, read_simplification
     from distill.corpus.vocabulary import read_vocabulary, write_tokenizer_folder
 
@@ -122,7 +135,10 @@ def clue(
 
 @vocab_app.command("check")
 def check(model: Annotated[str, typer.Argument(help="model folder or hub id")]) -> None:
-    """Compare a model's tokens, embedding rows and config; exit code 1 if they do not agree."""
+    """Check that a model's tokens, embedding rows and config agree.
+
+    Exit code 1 if they do not.
+    """
     from distill.modeling.models import find_model
     from distill.modeling.vocabulary_check import check_vocabulary_files
 
@@ -141,7 +157,7 @@ def check(model: Annotated[str, typer.Argument(help="model folder or hub id")]) 
 def repair(
     model: Annotated[str, typer.Argument(help="model folder or hub id")], output: Output, seed: Seed = 0
 ) -> None:
-    """Write a model whose tokens, embedding rows and config agree, and say what was changed."""
+    """Write a copy of a model with what `vocab check` finds repaired."""
     from distill.modeling.models import find_model
     from distill.modeling.vocabulary_check import repair_vocabulary
 

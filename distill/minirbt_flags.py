@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--random_seed", type=int, default=10236797)
     add("--temperature", type=float, default=1.0)
     add("--mlm_probability", type=float, default=0.15)
-    add("--matches", nargs="*", help="preset names, see jsons and docs")
+    add("--matches", nargs="*", help="preset names or other entries of `matches`, see docs/methods.md")
     add("--init_checkpoint_S", "--student_pretrained_weights", help="model folder the student starts from")
     add("--fp16", action="store_true")
     add("--no_cuda", action="store_true")

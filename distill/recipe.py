@@ -49,15 +49,13 @@ class Data(Section):
     text: list[str] | None = Field(None, description="text files, folders or glob patterns; one passage a line")
     files: str | None = Field(None, description="JSON in MiniRBT's format, instead of `text`")
     dev: Annotated[float, Field(ge=0, lt=1)] | list[str] = Field(
-        0.005, description="dev files, or the fraction of the documents that is held out"
+        0.005, description="dev files, or the share of the documents to hold out"
     )
     segmenter: str | TrainSegmenter | None = Field(
         None, description='"ltp:DIR", "jieba", "words" or {"train": SEGMENTED_FILE}'
     )
-    dictionary: str | None = Field(
-        None, description="file of words that the segmenter is to keep whole, one a line; for ltp and jieba"
-    )
-    skip_bad: bool = Field(False, description="leave out lines and records that are not UTF-8, with a warning")
+    dictionary: str | None = Field(None, description="file of words to keep whole, one a line; for ltp and jieba")
+    skip_bad: bool = Field(False, description="skip lines that are not UTF-8 and records without text, with a warning")
     tokenizer: str | None = Field(None, description="tokenizer folder or hub id; default: the teacher's")
     packing: Packing = Field(
         "chunks",
@@ -77,7 +75,8 @@ class Data(Section):
         Discriminator(lambda value: "(schedule)" if isinstance(value, (dict, MaskSchedule)) else "(number)"),
     ] = Field(0.15, description='share of a row\'s tokens to predict, or {"start": 0.3, "end": 0.15} over the steps')
     static_masks: Positive | None = Field(
-        None, description="this many fixed masks a row, one an epoch in turn, as UER and BERT did; default: always new"
+        None,
+        description="number of fixed masks a row, used in turn by epoch (BERT, UER); default: a new mask every time",
     )
 
     def final_mask_probability(self) -> float:
@@ -131,10 +130,10 @@ class TeacherCache(Section):
 
     method: Literal["sample", "top_k"] = Field(
         "sample",
-        description="sample: draws from the teacher's probabilities, unbiased; top_k: the likeliest tokens, biased",
+        description="sample: draws from the teacher's probabilities (unbiased); top_k: the likeliest tokens (biased)",
     )
     size: Annotated[int, Field(ge=1, le=4096), BeforeValidator(whole)] = Field(
-        64, description="draws, or kept tokens, a masked token"
+        64, description="draws, or tokens kept, for each masked token"
     )
 
 
@@ -148,51 +147,52 @@ class Student(Section):
     )
     init_width: Literal["importance", "pca"] | None = Field(
         None,
-        description="start from a wider teacher, cut to the student's widths: the units that matter most, or (pca) the "
-        "directions; layers as init_layers says, else from the first to the last",
+        description="start from a wider teacher, cut to the student's widths: keep the most important units, or (pca) "
+        "the main directions; layers as in init_layers, else spread from the first to the last",
     )
     init_attention: Literal["neighbours"] | None = Field(
-        None, description="random weights, but the first layer looks at the tokens before and after, which a start "
-        "from nothing takes long to find"
+        None, description="random weights, but the first layer attends to the tokens before and after, which shortens "
+        "the first plateau"
     )  # fmt: skip
     method: str | None = Field(
-        None, description="name or JSON path of a distillation method: student fields that stand just below the ones "
-        "written beside it; see docs/methods.md"
+        None, description="name or JSON path of a distillation method: a set of student fields, which those written "
+        "beside it override; see docs/methods.md"
     )  # fmt: skip
     seed: Seed | None = Field(
-        None, description="decides initial weights, projections and dropout whatever the student is called; default: "
-        "(seed of the stage, stage, student)"
+        None, description="decides initial weights, projections and dropout; default: made from the stage's seed and "
+        "the names of stage and student"
     )  # fmt: skip
     matches: list[str | dict[str, Any]] = Field([], description="layer matches: names, TextBrewer dicts or JSON paths")
     temperature: Annotated[float, Field(gt=0)] = Field(8.0, description="softens both logits of the KD term")
     temperature_end: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="temperature at the last step, reached linearly from `temperature`; none = it stays"
+        None, description="temperature at the last step, reached linearly from `temperature`; default: constant"
     )
     kd_loss: str = Field("ce", description="TextBrewer's KD loss: ce or mse")
     kd_weight: NonNegative = Field(1.0, description="weight of the KD term")
     kd_scale: Literal["none", "tau_squared"] = Field("none", description="tau_squared multiplies KD by temperature^2")
     mlm_weight: NonNegative = Field(0.0, description="weight of the cross-entropy to the true tokens")
     optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon: the encoder's matrices by Muon, all else by AdamW, at one learning rate"
+        "adamw", description="muon: Muon for the encoder's matrices, AdamW for the rest, with the same learning rate"
     )
     balance_every: Positive | None = Field(
         None,
-        description="steps between measurements of the terms' gradient norms, by which their weights are rescaled so "
-        "that each term has its weight's share of the gradient; none = weights as given",
+        description="every so many steps rescale the loss terms so that each has its weight's share of the gradient; "
+        "default: never",
     )
     learning_rate: Annotated[float, Field(gt=0)] = Field(4e-4, description="peak learning rate")
     scheduler: str = Field("linear", description="any name of transformers.get_scheduler that needs no extra argument")
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="share of the steps to warm up")
     decay_ratio: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.2, description="share of the steps, the last, in which warmup_stable_decay lowers the rate to 0"
+        0.2, description="last share of the steps, in which warmup_stable_decay lowers the rate to 0"
     )
-    weight_decay: NonNegative = Field(0.01, description="decay of matrices; biases and LayerNorm have none")
+    weight_decay: NonNegative = Field(0.01, description="weight decay of matrices; biases and LayerNorm have none")
     max_grad_norm: NonNegative = Field(1.0, description="clip the norm of all gradients of the student; 0 = never")
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="decay of a moving average of the weights, which is measured on dev and published; none = off"
+        None,
+        description="decay of a moving average of the weights, which is then evaluated and published; default: off",
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="overrides both dropouts of the config while training"
+        None, description="replaces both dropouts of the config during training"
     )
 
     @model_validator(mode="after")
@@ -218,10 +218,10 @@ class Student(Section):
 class Stage(Section):
     """One or more students trained in one pass from one teacher, or without a teacher by masked-language modelling."""
 
-    name: Name = Field(description="what its folder below `stages/` is called")
-    teacher: str | None = Field(None, description="model folder, hub id or earlier student; none = plain MLM")
+    name: Name = Field(description="also the name of its folder below `stages/`")
+    teacher: str | None = Field(None, description="model folder, hub id or earlier student; without it, plain MLM")
     students: dict[Name, Student] = Field(min_length=1, description="trained in one pass, each as if it were alone")
-    data: Data = Field(description='what it reads; a path stands for {"files": PATH}')
+    data: Data = Field(description='the text to read; a path stands for {"files": PATH}')
     max_seq_length: Annotated[int, Field(ge=8, le=10**9), BeforeValidator(whole)] = Field(
         512, description="tokens a row, [CLS] and [SEP] included"
     )
@@ -232,11 +232,11 @@ class Stage(Section):
     global_batch_size: Positive = Field(256, description="sequences in one optimiser step over all processes")
     micro_batch_size: MicroBatchSize | None = Field(
         None,
-        description="sequences in one forward of one process; default: 8192 tokens' worth; auto: the most that fit, "
+        description="sequences in one forward of one process; default: 8192 tokens; auto: the most that fit, "
         "tried once at the start",
     )
     shard_teacher: bool = Field(
-        False, description="true: the teacher's layers are spread over the processes, if one device cannot hold it"
+        False, description="spread the teacher's layers over the processes, if one device cannot hold it"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto = bf16 where hardware has it")
     compile: Literal["auto"] | bool = Field(
@@ -245,13 +245,13 @@ class Stage(Section):
     teacher_cache: TeacherCache | None = Field(
         None, description='{"method": "sample", "size": 64}: the teacher runs once, then its sparse logits are read'
     )
-    seed: Seed = Field(0, description="decides order and masks, and what students start from")
+    seed: Seed = Field(0, description="decides order, masks and the students' random weights")
     save_every: Positive | None = Field(None, description="steps between checkpoints; default: a tenth of the run")
     eval_every: Positive | None = Field(None, description="steps between dev evaluations; default: a tenth of the run")
     log_every: Positive = Field(10, description="steps between lines of the log")
-    keep_checkpoints: Positive = Field(2, description="sound checkpoints that stay, the newest; older ones go")
+    keep_checkpoints: Positive = Field(2, description="number of newest sound checkpoints to keep")
     skip_bad_steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="updates a student may leave out because its loss or gradient is no number, before the run ends"
+        0, description="updates that may be skipped because loss or gradient is not finite, before the run ends"
     )
 
     report_to: list[str] = Field(
@@ -331,10 +331,10 @@ class Stage(Section):
 class Recipe(Section):
     """A chain of stages, the folder it writes to, and what its models are compared on."""
 
-    output_dir: str = Field(min_length=1, description="everything that a run leaves lies below it")
-    stages: list[Stage] = Field(min_length=1, description="done in this order")
+    output_dir: str = Field(min_length=1, description="folder for everything that a run writes")
+    stages: list[Stage] = Field(min_length=1, description="run in this order")
     finetune: FineTune | None = Field(None, description="tasks on which the models are compared at the end")
-    report: bool = Field(True, description="whether a run ends with report/index.html; `distill report` writes it, too")
+    report: bool = Field(True, description="write report/index.html at the end of the run")
 
     @model_validator(mode="after")
     def _unique_names(self) -> "Recipe":

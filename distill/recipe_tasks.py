@@ -41,22 +41,24 @@ class Distil(Section):
     """How students learn a task from the teacher that was fine-tuned on it, besides the labels."""
 
     temperature: Above0 = Field(default=4.0, description="softens the scores of teacher and student")
-    kd_weight: NonNegative = Field(default=1.0, description="of the teacher's scores, times temperature^2")
-    hard_weight: NonNegative = Field(default=1.0, description="of the labels")
+    kd_weight: NonNegative = Field(
+        default=1.0, description="weight of the KD term, which is multiplied by temperature^2"
+    )
+    hard_weight: NonNegative = Field(default=1.0, description="weight of the labels' loss")
     matches: list[str] = Field(default=[], description='layer matches: "uniform", "last:LOSS", a preset, a JSON path')
     augment: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="copies of each text with replaced tokens, which the teacher judges; classification only"
+        default=0, description="copies of each text with replaced tokens, labelled by the teacher; classification only"
     )
 
 
 class FineTune(Section):
-    """Models x tasks x hyper-parameters x seeds at the end of a recipe, and the tables of what came out."""
+    """Models x tasks x hyper-parameters x seeds at the end of a recipe, and tables of the results."""
 
     data: str = Field(
         default="dataset/tasks", description="folder with a folder for each task, or hf:OWNER/NAME[:CONFIG]"
     )
     preset: str | None = Field(
-        default=None, description="published grid whose tasks, values and seeds stand where none are"
+        default=None, description="published grid whose tasks, values and seeds fill those not given here"
     )
     tasks: list[str] | None = Field(default=None, min_length=1, description="names, or JSON files that describe tasks")
     models: list[str] | None = Field(
@@ -64,18 +66,18 @@ class FineTune(Section):
         min_length=1,
         description="students, folders or hub ids; default: the first teacher and every student",
     )
-    teacher: str | None = Field(
-        default=None, description="the model that the others are compared with; default: the first"
-    )
+    teacher: str | None = Field(default=None, description="model that the others are compared with; default: the first")
     compare: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = Field(
         default=[], description="pairs of models to set side by side, e.g. two-stage and one-stage"
     )
     grid: GridValues = Field(default_factory=GridValues, description="values to try, for all tasks")
     distil: Distil | None = Field(
-        default=None, description="let every other model learn each task from the teacher, too: rows NAME+kd"
+        default=None, description="also let every other model learn each task from the teacher: rows NAME+kd"
     )
     seeds: list[Seed] | None = Field(default=None, min_length=1, description="default: the preset's, else 0")
-    processes: Positive | None = Field(default=None, description="runs at a time; default: one a visible GPU, else one")
+    processes: Positive | None = Field(
+        default=None, description="runs at a time; default: one for each visible GPU, or 1"
+    )
     keep_models: bool = Field(default=False, description="keep the weights of every run")
     speed: Speed | None = Field(default_factory=Speed, description="how speed is measured; null: not at all")
 
