@@ -1,6 +1,7 @@
 """The commands around tasks: `distill tasks`, `finetune`, `predict`, `grid`, `latency`. Heavy imports stand inside."""
 
 import functools
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,7 +53,9 @@ def finetune(
     task: Annotated[str, typer.Option(help="name of a task (see `distill tasks`), or JSON file of your own")],
     data: Data = DATA,
     output: Output = OUTPUT,
-    seed: Annotated[int, typer.Option(min=0, help="seed of the new head, the order of the examples and dropout")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="seed of the new head, the order of the examples and dropout")
+    ] = 0,
     learning_rate: Annotated[float | None, typer.Option(help="peak learning rate; default: the task's")] = None,
     epochs: Annotated[float | None, typer.Option(help="passes over train; default: the task's")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="examples in a step; default: the task's")] = None,
@@ -100,8 +103,11 @@ def finetune(
         raise InputError(f"command line: start `distill finetune` without torchrun; --processes "
                          f"{os.environ.get('WORLD_SIZE', 'N')} does the same")  # fmt: skip
     for option, value in (("--learning-rate", learning_rate), ("--epochs", epochs), ("--temperature", temperature)):
-        if value is not None and not value > 0:
-            raise InputError(f"command line: {option} must be above 0, found {value:g}")
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"command line: {option} must be a number above 0, found {value:g}")
+    for option, value in (("--kd-weight", kd_weight), ("--hard-weight", hard_weight)):
+        if value is not None and not math.isfinite(value):
+            raise InputError(f"command line: {option} must be a number, found {value:g}")
     asked = {"temperature": temperature, "kd_weight": kd_weight, "hard_weight": hard_weight, "augment": augment,
              "matches": tuple(match) if match else None}  # fmt: skip
     given: dict[str, Any] = {field: value for field, value in asked.items() if value is not None}

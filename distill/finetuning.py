@@ -52,6 +52,11 @@ class Plan:
     ray: str | None = None
 
     def __post_init__(self) -> None:
+        if alike := next((name for name in self.models if name.endswith(TAUGHT)), None):
+            raise InputError(
+                f"a model is named {alike}, but '{TAUGHT}' marks those that learned a task from a teacher; rename its "
+                f"folder"
+            )
         for name in [self.teacher, *(model for pair in self.pairs for model in pair)]:
             known = self.rows()
             if name not in known:
@@ -134,6 +139,9 @@ def check_plan(plan: Plan, made: Mapping[str, PlannedModel] = {}) -> None:
         InputError: data that is not there or wrong, a model that does not fit a length, an unknown name.
     """
     tasks = [load_task(name) for name in plan.grid.tasks]
+    names = [task.name for task in tasks]
+    if alike := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"two tasks are named {alike}, and their runs could not be told apart; change one's name")
     for task in tasks:
         load_task_data(task, plan.data, ["train", "dev"])
     lengths = [length for task, own in zip(tasks, plan.grid.tasks.values(), strict=True)

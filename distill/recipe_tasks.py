@@ -3,11 +3,11 @@
 What a task is, and whether its data is there, is checked by `distill.finetuning`.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from distill.recipe_types import NonNegative, Positive, Section, Seed
+from distill.recipe_types import NonNegative, Positive, Section, TaskSeed
 
 Above0 = Annotated[float, Field(gt=0)]
 MaxLength = Annotated[int, Field(ge=16, le=2**20)]
@@ -24,6 +24,12 @@ class GridValues(Section):
     max_length: Annotated[list[MaxLength], Field(min_length=1)] | None = Field(
         default=None, description="tokens of an example"
     )
+
+    @model_validator(mode="after")
+    def _no_value_twice(self) -> "GridValues":
+        for name, values in self.model_dump().items():
+            check_distinct(values, f"{name} ")
+        return self
 
 
 class Speed(Section):
@@ -74,7 +80,7 @@ class FineTune(Section):
     distil: Distil | None = Field(
         default=None, description="also let every other model learn each task from the teacher: rows NAME+kd"
     )
-    seeds: list[Seed] | None = Field(default=None, min_length=1, description="default: the preset's, else 0")
+    seeds: list[TaskSeed] | None = Field(default=None, min_length=1, description="default: the preset's, else 0")
     processes: Positive | None = Field(
         default=None, description="runs at a time; default: one for each visible GPU, or 1"
     )
@@ -86,6 +92,11 @@ class FineTune(Section):
         if self.tasks is None and self.preset is None:
             raise ValueError("give 'tasks', or a 'preset' that has some")
         for names in (self.tasks, self.models, self.seeds):
-            if names is not None and len(set(names)) < len(names):
-                raise ValueError(f"{names} names one twice")
+            check_distinct(names)
         return self
+
+
+def check_distinct(values: list[Any] | None, name: str = "") -> None:
+    """ValueError if one stands twice: its runs would count twice in every mean."""
+    if values is not None and len(set(values)) < len(values):
+        raise ValueError(f"{name}{values} names one twice")

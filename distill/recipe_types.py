@@ -21,6 +21,8 @@ def whole(value: Any) -> Any:
 
 Positive = Annotated[int, Field(gt=0, le=10**9), BeforeValidator(whole)]
 Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(whole)]
+TaskSeed = Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(whole)]
+"""Of fine-tuning, which seeds numpy, too; it takes no larger one."""
 NonNegative = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 

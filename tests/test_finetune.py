@@ -390,6 +390,22 @@ def test_published_grids_have_the_published_number_of_runs(encoder, tmp_path, na
     assert len(runs) == len({run.folder for run in runs}) == count - 20 * len(grid.start_from)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"grid": {"learning_rate": [1e-4, 0.0001]}}, r"grid: learning_rate \[0.0001, 0.0001\] names one twice"),
+        ({"grid": {"epochs": [3, 3.0]}}, r"grid: epochs \[3.0, 3.0\] names one twice"),
+        ({"seeds": [0, 0]}, r"seeds \[0, 0\] names one twice"),
+        ({"seeds": [2**32]}, "seeds.0: input should be less than 4294967296"),
+    ],
+)  # fmt: skip
+def test_a_grid_whose_means_would_mislead_or_that_numpy_cannot_seed_is_refused(tmp_path, content, message):
+    """A run that stands twice would count twice, and its setting win for having more seeds than the others."""
+    (tmp_path / "grid.json").write_text(json.dumps({"tasks": ["tnews"], **content}), "utf-8")
+    with pytest.raises(InputError, match=message):
+        load_grid(str(tmp_path / "grid.json"))
+
+
 def test_published_rates_of_small_models():
     assert {task: values.learning_rate for task, values in load_grid("minirbt").tasks.items()} == {
         "cmrc2018": [1e-4], "drcd": [1e-4], "ocnli": [5e-5], "lcqmc": [1e-4], "bq": [1e-4], "tnews": [1e-4],
@@ -474,13 +490,21 @@ def test_a_grid_in_several_processes_gives_the_same(encoder, tmp_path, small_gri
         (["finetune", "MODEL", "--task", "TASK", "--data", "DATA", "--max-length", "65"],
          "--max-length 65 (in a grid, max_length), but the model has 64 positions"),
         (["finetune", "MODEL", "--task", "TASK", "--data", "DATA", "--learning-rate", "0"],
-         "--learning-rate must be above 0, found 0"),
+         "--learning-rate must be a number above 0, found 0"),
+        (["finetune", "MODEL", "--task", "TASK", "--data", "DATA", "--epochs", "inf"],
+         "--epochs must be a number above 0, found inf"),
+        (["finetune", "MODEL", "--task", "TASK", "--data", "DATA", "--teacher", "MODEL", "--kd-weight", "inf"],
+         "--kd-weight must be a number, found inf"),
+        (["finetune", "MODEL", "--task", "TASK", "--data", "DATA", "--seed", "4294967296"],
+         "'--seed': Input should be less than or equal to 4294967295"),
         (["predict", "MODEL", "--data", "DATA", "--output", "x"], "no task.json there; name the folder 'model'"),
         (["grid", "minirb", "--model", "MODEL"], "grid 'minirb': not known; did you mean 'minirbt'"),
         (["grid", "minirbt", "--model", "MODEL", "--task", "tnwes"],
          "task 'tnwes': not in this grid; did you mean 'tnews'"),
         (["grid", "GRID", "--model", "MODEL", "--model", "MODEL", "--data", "DATA"], "one --model is given twice"),
         (["grid", "GRID", "--model", "MODEL", "--model", "COPY", "--data", "DATA"], "two models are named alike"),
+        (["grid", "GRID", "--model", "MODEL", "--model", "TAUGHT", "--data", "DATA"], "a model is named encoder+kd"),
+        (["grid", "ALIKE", "--model", "MODEL", "--data", "DATA"], "two tasks are named tiny-classification, and their"),
         (["grid", "GRID", "--model", "MODEL", "--teacher", "encode", "--data", "DATA"],
          "'encode' is none of the models; did you mean 'encoder'"),
         (["grid", "GRID", "--model", "MODEL", "--against", "encoder", "--data", "DATA"],
@@ -491,8 +515,14 @@ def test_a_grid_in_several_processes_gives_the_same(encoder, tmp_path, small_gri
 def test_mistakes_on_the_command_line(encoder, tmp_path, small_grid, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(encoder, tmp_path / "copy" / "encoder")
+    shutil.copytree(encoder, tmp_path / "copy" / "encoder+kd")
+    shutil.copyfile(tmp_path / "data" / "task.json", tmp_path / "copy" / "task.json")
+    alike = {"tasks": [str(tmp_path / folder / "task.json") for folder in ("data", "copy")]}
+    (tmp_path / "alike.json").write_text(json.dumps(alike), "utf-8")
     places = {
         "COPY": tmp_path / "copy" / "encoder",
+        "TAUGHT": tmp_path / "copy" / "encoder+kd",
+        "ALIKE": tmp_path / "alike.json",
         "MODEL": encoder,
         "DATA": tmp_path / "data",
         "TASK": tmp_path / "data" / "task.json",

@@ -1,7 +1,7 @@
 """One optimiser step after the other: reports, clipping, dropout's seeds, the stop, and losses that are not finite."""
 
 import math
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.errors import InputError
 from distill.recipe import Student
+from distill.training import accounting
 from distill.training.loop import StageStopped, TeacherPass, run_steps
 from distill.training.matches import resolve_matches
 from distill.training.objective import Needs
@@ -354,20 +355,28 @@ def test_between_log_lines_the_host_never_waits_for_the_device(matches, optimize
     assert reads.found == ["aten::_local_scalar_dense"], "the count works"
 
 
-def test_the_share_of_time_spent_waiting_for_data_is_told_and_evaluation_is_no_training_time():
+def test_the_share_of_time_spent_waiting_for_data_is_told_and_evaluation_is_no_training_time(monkeypatch):
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(accounting, "time", clock)
+
     def slow_batches():
         for _ in range(2):
-            time.sleep(0.2)
+            clock.now += 1
             yield [BATCH]
 
+    student = start_run()
+    backward = student.backward
+
+    def slow_backward(loss):
+        clock.now += 3
+        backward(loss)
+
+    monkeypatch.setattr(student, "backward", slow_backward)
     lines = []
-    for report in run([start_run()], slow_batches(), last_step=2):
-        time.sleep(0.5)  # an evaluation
+    for report in run([student], slow_batches(), last_step=2):
+        clock.now += 5  # an evaluation
         lines.append(report.values["student"])
-    for line in lines:
-        seconds = 53 / line["tokens_per_second"]
-        assert 0.2 <= seconds * line["data_wait"] < 0.4
-        assert seconds < 0.5 + 0.2
+    assert [(line["tokens_per_second"], line["data_wait"]) for line in lines] == [(53 / 4, 1 / 4)] * 2
 
 
 def test_an_overflow_that_the_gradient_scaler_skips_does_not_end_an_fp16_run():

@@ -14,8 +14,8 @@ from distill.downstream.run import Distillation, Hyperparameters, run_folder, wi
 from distill.downstream.task import Task, load_task
 from distill.errors import InputError
 from distill.json_file import nearest, read_json
-from distill.recipe_tasks import GridValues
-from distill.recipe_types import Section, Seed, describe_problem
+from distill.recipe_tasks import GridValues, check_distinct
+from distill.recipe_types import Section, TaskSeed, describe_problem
 
 FOLDER = Path(__file__).with_name("grids")
 
@@ -27,8 +27,13 @@ class Grid(Section):
         description="task -> values that count for it instead of the grid's", min_length=1
     )
     grid: GridValues = Field(default_factory=GridValues)
-    seeds: list[Seed] = Field([0], min_length=1)
+    seeds: list[TaskSeed] = Field([0], min_length=1)
     start_from: dict[str, str] = Field({}, description="task -> task whose best fine-tuned model it starts from")
+
+    @model_validator(mode="after")
+    def _no_seed_twice(self) -> "Grid":
+        check_distinct(self.seeds, "seeds ")
+        return self
 
     @model_validator(mode="after")
     def _known_starts(self) -> "Grid":
