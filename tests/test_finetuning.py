@@ -7,7 +7,7 @@ import pytest
 from fixtures_cli import SENTENCES, complaint, nothing_written, run
 
 from distill.downstream.latency import Shape, Timing, latency_table, make_shapes, measure_latency, peak_memory
-from distill.downstream.report import TaskComparison, make_tables, relative_means, write_report
+from distill.downstream.report import TaskComparison, draw, make_tables, relative_means, write_report
 from distill.downstream.results import Result
 from distill.finetuning import grid_of
 from distill.modeling.counting import Parameters
@@ -156,6 +156,11 @@ def test_every_table_is_written_in_every_form(tmp_path):
     assert {path.stem for path in tmp_path.glob("*.csv")} == names
     assert "| difference | -20.00 | -9.00/-7.00 |" in markdown
     assert (tmp_path / "quality-size.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_dollar_signs_in_a_name_are_no_formula(tmp_path):
+    draw({"a$\\b$c": Decimal("50.0")}, {"a$\\b$c": 1.0}, "size", tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size
 
 
 def test_latency_is_relative_to_the_same_shape():

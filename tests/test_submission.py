@@ -64,6 +64,22 @@ def test_a_submission_that_would_score_zero_is_refused(tmp_path, records, ids, m
     assert not list(tmp_path.iterdir())
 
 
+def test_an_id_with_leading_zeros_is_no_number(tmp_path):
+    task = load_task("tnews")
+    path = write_submission(tmp_path, task, [{"id": "007", "label": "100"}], ["007"], task.labels)
+    assert json.loads(path.read_text("utf-8")) == {"id": "007", "label": "100"}
+
+
+def test_a_line_separator_inside_an_answer_ends_no_line(tmp_path):
+    """Entities and answers are pieces of the users' texts."""
+    (tmp_path / "cluener").mkdir()
+    (tmp_path / "cluener" / "test.json").write_text('{"id": 0, "text": "x"}\n', "utf-8")
+    answer = {"id": "0", "label": {"name": {"a\u2028b\x85c": [[0, 4]]}}}
+    (tmp_path / "predictions-test.jsonl").write_text(json.dumps(answer, ensure_ascii=False) + "\n", "utf-8")
+    runs = [Run("m", tmp_path, load_task("cluener"), str(tmp_path), None, tmp_path)]
+    assert "cluener_predict.json: checked, 1 rows" in submit_best(runs, tmp_path / "out")[0]
+
+
 def test_a_task_of_no_benchmark_has_no_submission(tmp_path):
     with pytest.raises(InputError, match="lcqmc: neither CLUE nor GLUE takes answers for it"):
         write_submission(tmp_path, load_task("lcqmc"), RECORDS, IDS, ("0", "1"))

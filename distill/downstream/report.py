@@ -148,7 +148,9 @@ def draw(means: Mapping[str, Decimal], positions: Mapping[str, float], label: st
         axes = figure.subplots()
         for model, mean in means.items():
             axes.scatter(positions[model], float(mean))
-            axes.annotate(model, (positions[model], float(mean)), textcoords="offset points", xytext=(6, 4))
+            axes.annotate(  # two dollar signs in a name are no formula
+                model, (positions[model], float(mean)), textcoords="offset points", xytext=(6, 4), parse_math=False
+            )
         axes.set(xscale="log", xlabel=label, ylabel="mean of the tasks, % of the teacher")
         lowest, highest = min(positions.values()), max(positions.values())
         axes.set_xlim(lowest / 1.3, highest * 1.5 * (highest / lowest) ** 0.3)  # room for the names, to the right

@@ -86,10 +86,10 @@ def submit_best(runs: Iterable[Run], folder: Path) -> list[str]:
             continue
         best = max(answered, key=_dev_score)
         found = load_task_data(best.task, best.data, ["test"])
-        lines = (best.folder / "predictions-test.jsonl").read_text(encoding="utf-8").splitlines()
+        answers = _json_lines((best.folder / "predictions-test.jsonl").read_text(encoding="utf-8"))
         ids = [example.id for example in found.splits["test"].examples]
-        path = write_submission(folder, best.task, list(map(json.loads, lines)), ids, found.labels)
-        told.append(f"{path}: checked, {len(lines):,} rows")
+        path = write_submission(folder, best.task, answers, ids, found.labels)
+        told.append(f"{path}: checked, {len(answers):,} rows")
         written.append(path)
     if written:
         buffer = io.BytesIO()
@@ -135,11 +135,17 @@ def _read(path: Path, task: Task) -> list[tuple[str, Any]]:
         return [(row["index"], row["prediction"]) for row in csv.DictReader(text.splitlines(), delimiter="\t")]
     if task.kind == "span":
         return list(json.loads(text).items())
-    return [(str(line["id"]), line["label"]) for line in map(json.loads, text.splitlines())]
+    return [(str(line["id"]), line["label"]) for line in _json_lines(text)]
+
+
+def _json_lines(text: str) -> list[dict[str, Any]]:
+    """Not splitlines(): U+2028 and its like stand inside answers."""
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def _clue_id(key: str) -> int | str:
-    return int(key) if key.isdecimal() else key
+    """A number as one, but "007" as it is."""
+    return int(key) if key.isdecimal() and str(int(key)) == key else key
 
 
 def _glue_value(label: Any) -> str:
