@@ -12,6 +12,17 @@ def write(path: Path, content: str | bytes = "文\n") -> Path:
     return path
 
 
+def test_linked_folders_are_followed_and_each_is_read_once(tmp_path: Path) -> None:
+    """A corpus on another disk was left out without a word; a link to a folder above must not be followed for ever."""
+    write(tmp_path / "disk/wiki/a.txt"), write(tmp_path / "train/b.txt"), write(tmp_path / "disk/.hidden/c.txt")
+    (tmp_path / "train/wiki").symlink_to(tmp_path / "disk")
+    (tmp_path / "train/wiki-again").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk/wiki/up").symlink_to(tmp_path / "train")
+    (tmp_path / "train/gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    found = [str(file.relative_to(tmp_path)) for file in expand_text([tmp_path / "train"])]
+    assert found == ["train/b.txt", "train/wiki/wiki/a.txt"]
+
+
 @pytest.mark.parametrize(
     ("content", "lines"),
     [

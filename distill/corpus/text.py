@@ -103,13 +103,19 @@ def _files_of(pattern: str) -> list[Path]:
 
 
 def texts_below(folder: Path) -> list[Path]:
-    """The text files at any depth below a folder, sorted; hidden ones left out."""
-    below = (file for file in folder.rglob("*") if file.name.lower().endswith(TEXT_ENDINGS) and file.is_file())
-    return sorted(file for file in below if not _is_hidden(file.relative_to(folder)))
+    """The text files at any depth below a folder, sorted; hidden ones left out.
 
-
-def _is_hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
+    Links to folders are followed, as corpora often lie on another disk; a folder counts once, however it is reached.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        texts = (name for name in names if name.lower().endswith(TEXT_ENDINGS) and not name.startswith("."))
+        found += [] if real in seen else filter(Path.is_file, (Path(place, name) for name in texts))
+        seen.add(real)
+    return sorted(found)
 
 
 def _is_reference_of_a_neighbour(file: Path) -> bool:
