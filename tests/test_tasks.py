@@ -268,6 +268,8 @@ def test_unknown_task_names_the_nearest():
          "line 1: the answer \"二\" is none of the choices"),
         ("cluewsc", "dev.json", [{"text": "他", "label": "true", "target": {"span1_text": "我", "span1_index": 0}}],
          'span1 ."我" at 0. does not stand in the text'),
+        ("ocnli", "dev.json", [{**PAIR, "label": "neutral", "id": 1}, {**PAIR, "label": "neutral"}],
+         "line 2: the id '1' .the number of this row, which has none. stands at .*dev.json, line 1, too"),
         ("sts-b", "dev.tsv", "sentence1\tsentence2\tscore\na\tb\tnan\n", "column 'score' is \"nan\", not a number"),
         ("sts-b", "dev.tsv", "sentence1\tsentence2\tscore\na\tb\t1e999\n", "column 'score' is \"1e999\", not a number"),
         ("bq", "dev.csv", "sentence1,sentence2,label\n甲,乙,0\n\"丙,丁,1\n" + "甲,乙,0\n" * 30_000,

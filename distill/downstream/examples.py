@@ -90,8 +90,9 @@ def make_examples(records: Iterable[Record], task: Task, notes: Notes) -> list[t
             continue
         given = next((record.values[name] for name in ID_COLUMNS if record.values.get(name) is not None), None)
         key = str(len(found)) if given is None else str(given)
-        if given is not None and key in places:
-            raise InputError(f"{record.place}: the id '{key}' stands at {places[key]}, too; ids must differ")
+        if key in places:
+            which = "" if given is not None else " (the number of this row, which has none)"
+            raise InputError(f"{record.place}: the id '{key}'{which} stands at {places[key]}, too; ids must differ")
         places[key] = record.place
         found.append((record.place, make(record, key, task, notes)))
     return found
