@@ -5,6 +5,7 @@ PYTEST_DONT_REWRITE: the test modules import functions from here before pytest t
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -123,6 +124,12 @@ def run(*arguments: str) -> int:
     with pytest.raises(SystemExit) as left:
         main(list(arguments))
     return int(left.value.code or 0)
+
+
+def children_seconds() -> float:
+    """Processor time of the processes that this one has waited for, which a busy machine does not make longer."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
