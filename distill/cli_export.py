@@ -64,7 +64,7 @@ def export(
         float, typer.Option(min=0, help="with --data: how many points of the task's score int8 and int4 may lose")
     ] = 1.0,
     threads: Annotated[int, typer.Option(min=1, help="threads of the timed forwards")] = 1,
-    seconds: Annotated[float, typer.Option(min=0, help="least time for each form in each shape")] = 0.5,
+    seconds: Annotated[float, typer.Option(min=0, max=3600, help="least time for each form in each shape")] = 0.5,
 ) -> None:  # fmt: skip
     """Export a model to ONNX, check it and time it.
 

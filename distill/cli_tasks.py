@@ -311,7 +311,7 @@ def latency(
     threads: Annotated[
         list[int] | None, typer.Option(min=1, help="threads on a CPU; repeatable; default: 1 and all cores")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="least time for each model and shape")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0, max=3600, help="least time for each model and shape")] = 1.0,
     output: Annotated[Path | None, typer.Option(help="also write times and machine to this JSON file")] = None,
 ) -> None:
     """Time encoders side by side.
