@@ -54,9 +54,8 @@ def _render_section(name: str, section: dict[str, Any]) -> str:
     rows = []
     for field, facts in section["properties"].items():
         default = "**needed**" if field in required else f"`{json.dumps(facts.get('default'), ensure_ascii=False)}`"
-        if field not in required and isinstance(
-            facts.get("default", {}), dict
-        ):  # a factory's default is not in the schema
+        # The default that a factory makes is not in the schema.
+        if field not in required and isinstance(facts.get("default", {}), dict):
             default = "its defaults"
         rows.append(f"| `{field}` | {_describe(facts)} | {default} | {_cell(facts.get('description', ''))} |")
     head = [f"## {name}", "", f"{section['description']} Where: {SECTIONS[name]}.", "",

@@ -111,10 +111,13 @@ def texts_below(folder: Path) -> list[Path]:
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        texts = (name for name in names if name.lower().endswith(TEXT_ENDINGS) and not name.startswith("."))
-        found += [] if real in seen else filter(Path.is_file, (Path(place, name) for name in texts))
+        if real in seen:
+            folders.clear()
+            continue
         seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        texts = (name for name in names if name.lower().endswith(TEXT_ENDINGS) and not name.startswith("."))
+        found += filter(Path.is_file, (Path(place, name) for name in texts))
     return sorted(found)
 
 
