@@ -93,7 +93,7 @@ def test_a_killed_worker_is_said_and_the_rest_goes_on_later(
     process = start(corpus, tmp_path / "out", 2)
     assert process.stdout is not None and process.stdout.readline() == "shard\n"
     workers = descendants(process.pid)
-    os.kill(max(workers), signal.SIGKILL)  # the one that was forked last
+    os.kill(workers[-1], signal.SIGKILL)  # the one that was forked last
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "a worker process died" in errors and errors.count("\n") == 1, errors
     deadline = time.monotonic() + 10

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 LIMIT_S = 120
 """A guard: no run of the tests here takes a tenth of it."""
 CREATING = ("open", "write", "os.mkdir", "os.rename", "fsync")
@@ -125,10 +127,9 @@ def end(pid: int, limit_s: float = LIMIT_S) -> int:
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that `pid` has started, and those that they have, by Linux's /proc."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
-                found += [int(stat.parent.name), *descendants(int(stat.parent.name))]
-    return found
+    """The processes that `pid` has started, and those that they have, the oldest first; none if it has ended."""
+    try:
+        found = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return [process.pid for process in sorted(found, key=psutil.Process.create_time)]
