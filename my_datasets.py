@@ -3,10 +3,10 @@
 import sys
 
 from distill.cli import guard, main
-from distill.project_folders import pack_project_data
+from distill.commands.project_folders import pack_arguments
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         main(["pack", *sys.argv[1:]])
     else:
-        guard(pack_project_data)
+        guard(lambda: main(pack_arguments()))

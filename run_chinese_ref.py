@@ -8,7 +8,7 @@ With arguments it is `distill ref`.
 import sys
 
 from distill.cli import guard, main
-from distill.project_folders import write_project_references
+from distill.commands.project_folders import write_project_references
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:

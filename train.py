@@ -2,12 +2,12 @@
 
 import sys
 
-from distill.cli import guard, main
-from distill.minirbt_flags import looks_like_minirbt, run_minirbt_flags
+from distill.cli import guard, main, run_loaded_recipe
+from distill.commands.minirbt_flags import looks_like_minirbt, read_minirbt_flags
 
 if __name__ == "__main__":
     if looks_like_minirbt(sys.argv[1:]):
         flags = [argument for argument in sys.argv[1:] if argument != "--debug"]
-        guard(lambda: run_minirbt_flags(flags), debug="--debug" in sys.argv)
+        guard(lambda: run_loaded_recipe(*read_minirbt_flags(flags), dry_run=False), debug="--debug" in sys.argv)
     else:
         main(["train", *sys.argv[1:]])

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from distill import __version__
-from distill.cli_compare import add_compare_command
-from distill.cli_doctor import add_doctor_command
-from distill.cli_export import add_export_command
-from distill.cli_fields import (
+from distill.commands.compare import add_compare_command
+from distill.commands.doctor import add_doctor_command
+from distill.commands.export import add_export_command
+from distill.commands.fields import (
     RECIPE_COMMAND,
     AllowChanges,
     DryRun,
@@ -24,13 +24,13 @@ from distill.cli_fields import (
     check_recipe_first,
     parse_fields,
 )
-from distill.cli_models import add_model_commands
-from distill.cli_report import add_report_commands
-from distill.cli_segmenter import SEGMENTER_HELP, Dictionary, SkipBad, add_segmenter_commands
-from distill.cli_tasks import add_task_commands
-from distill.cli_vocabulary import vocab_app
+from distill.commands.models import add_model_commands
+from distill.commands.report import add_report_commands
+from distill.commands.segmenter import SEGMENTER_HELP, Dictionary, SkipBad, add_segmenter_commands
+from distill.commands.tasks import add_task_commands
+from distill.commands.vocabulary import vocab_app
 from distill.errors import InputError
-from distill.interruption import Terminated, signals_raise
+from distill.launch.interruption import Terminated, signals_raise
 
 PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EROFS)
 """What the system says to a path that the user named wrongly."""
@@ -192,7 +192,7 @@ def run_loaded_recipe(
 ) -> None:  # fmt: skip
     """Runs a checked recipe as worker or as parent."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from distill.launch import Cluster, is_worker
+    from distill.launch.processes import Cluster, is_worker
 
     if is_worker():
         if stage is None:
@@ -320,7 +320,7 @@ def _leave_for(error: Exception, debug: bool) -> None:
         _leave(f"error: command line: {told.rstrip('.')}{see}", 2, debug)
     if isinstance(error, typer.Abort):
         _leave("stopped", 130, debug)
-    if type(error).__module__ == "distill.launch":
+    if type(error).__module__ == "distill.launch.processes":
         signum = getattr(error, "signum", 0)
         _leave(f"{'stopped' if signum else 'error'}: {error}", 128 + signum if signum else 1, debug)
     if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename is not None:

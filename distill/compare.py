@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.costs import describe_cost, describe_stage
 from distill.durable import write_json, write_whole
 from distill.errors import InputError
 from distill.json_file import nearest, read_json, short
-from distill.launch import Cluster
+from distill.launch.processes import Cluster
 from distill.pipeline import train_stages, unfinished_students
-from distill.planning import StagePlan, plan_recipe
 from distill.recipe import OPERATIONAL_FIELDS, Recipe, Stage
 from distill.recipe_file import STAGE_FIELDS, STUDENT_FIELDS, load_recipe, parse_value, resolve_recipe, with_method
 from distill.release.variations import collect_variations, format_variations
+from distill.run.costs import describe_cost, describe_stage
+from distill.run.planning import StagePlan, plan_recipe
 
 Values = dict[str, Any]
 """Varied field -> value."""

@@ -23,13 +23,13 @@ from distill.downstream.task_model import check_model
 from distill.durable import write_json
 from distill.errors import InputError
 from distill.json_file import nearest, read_json
-from distill.launch import visible_gpus
+from distill.launch.processes import visible_gpus
 from distill.machine import num_cores
 from distill.modeling.config import load_config
 from distill.modeling.models import find_model
-from distill.planning import PlannedModel, StagePlan
 from distill.recipe import Recipe
 from distill.recipe_tasks import Distil, FineTune, Speed
+from distill.run.planning import PlannedModel, StagePlan
 from distill.training.matches import resolve_matches
 
 

@@ -12,17 +12,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from distill.changes import check_unchanged, find_changes, record_changes, record_inputs
 from distill.corpus.prepare import prepare_dataset
-from distill.costs import describe_cost, describe_stage
 from distill.durable import write_json
 from distill.errors import InputError
 from distill.finetuning import Plan, plan_section, run_plan
-from distill.launch import Cluster, StageFailed
-from distill.nodes import Follower, Leader
-from distill.passes import record_pass
+from distill.launch.nodes import Follower, Leader
+from distill.launch.processes import Cluster, StageFailed
+from distill.launch.stage import run_stage_processes
 from distill.places import check_places, check_writable
-from distill.planning import StagePlan, plan_recipe
 from distill.progress import show_progress
 from distill.recipe import Recipe, Stage
 from distill.release.results import collect_results, format_results
@@ -37,8 +34,11 @@ from distill.release.run_folder import (
 )
 from distill.release.stage_parts import show_duration
 from distill.reporting import report_at_end
-from distill.run_status import Work, at_work
-from distill.stage_processes import run_stage_processes
+from distill.run.changes import check_unchanged, find_changes, record_changes, record_inputs
+from distill.run.costs import describe_cost, describe_stage
+from distill.run.passes import record_pass
+from distill.run.planning import StagePlan, plan_recipe
+from distill.run.status import Work, at_work
 from distill.training.checkpoint import checkpoint_students, clear_other_checkpoints
 from distill.training.plugins import load_plugins
 

@@ -1,7 +1,7 @@
 """Recipes: the stages of a run as data, with every field's default, unit and check.
 
 How a file becomes a recipe is in recipe_file.py. What needs a model or a corpus (layer ranges, vocabularies, files) is
-checked in `distill.planning`; nothing here imports torch.
+checked in `distill.run.planning`; nothing here imports torch.
 """
 
 from typing import Annotated, Any, Literal

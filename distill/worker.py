@@ -9,11 +9,10 @@ import traceback
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from distill.changes import find_changes, record_changes
 from distill.durable import write_json
 from distill.errors import InputError
 from distill.json_file import read_json
-from distill.launch import CHILD, tell_failure
+from distill.launch.processes import CHILD, tell_failure
 from distill.pipeline import (
     dataset_note,
     hand_over,
@@ -22,11 +21,12 @@ from distill.pipeline import (
     prepare_data,
     status_path,
 )
-from distill.planning import StagePlan, plan_recipe
 from distill.recipe import Recipe
 from distill.release.card import first_cards, minimal_card
 from distill.release.run_folder import RunFolder
-from distill.run_status import Work, at_work
+from distill.run.changes import find_changes, record_changes
+from distill.run.planning import StagePlan, plan_recipe
+from distill.run.status import Work, at_work
 from distill.training.bookkeeping import describe_os_error
 from distill.training.loop import StageStopped, TrainingFailed
 from distill.training.metrics import StatusFile, read_status

@@ -12,11 +12,11 @@ from huggingface_hub import ModelCard
 
 from distill.downstream.run import digest_model
 from distill.pipeline import record_settings
-from distill.planning import plan_recipe
 from distill.recipe_file import load_recipe
 from distill.release.card import MARK, first_cards, refresh_cards
 from distill.release.run_folder import open_run
 from distill.release.task_tables import read_task_tables
+from distill.run.planning import plan_recipe
 from distill.training.metrics import StatusFile, read_status
 from distill.worker import _write_cards
 
@@ -347,6 +347,6 @@ def test_what_cannot_be_pushed_is_said_in_one_line(folder, name, line, project, 
 
 
 def test_missing_token_is_said_in_one_line(hub, project, capsys, monkeypatch):
-    monkeypatch.setattr("distill.publishing.get_token", lambda: None)
+    monkeypatch.setattr("distill.commands.publishing.get_token", lambda: None)
     assert "no token for the Hub; `hf auth login`" in complaint(capsys, "push", "teacher", "me/small")
     assert hub == []

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from fixtures_cli import ROOT, children_seconds, run
 
-from distill import doctor, machine
-from distill.doctor import State, examine, is_usable
+from distill import machine
+from distill.commands import doctor
+from distill.commands.doctor import State, examine, is_usable
 
 
 def found(about):

@@ -7,8 +7,8 @@ import sys
 import pytest
 from fixtures_cli import ROOT, assert_one_line, nothing_written
 
+from distill.commands.minirbt_flags import DEAD_SWITCHES, DEAD_WITH_VALUE, looks_like_minirbt, recipe_of_flags
 from distill.errors import InputError
-from distill.minirbt_flags import DEAD_SWITCHES, DEAD_WITH_VALUE, looks_like_minirbt, recipe_of_flags
 from distill.recipe_file import resolve_recipe
 
 pytest_plugins = ["fixtures_cli"]

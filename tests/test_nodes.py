@@ -11,9 +11,9 @@ import pytest
 from test_processes import LIMIT_S, finish, start_command, write_recipe
 
 from distill.errors import InputError
-from distill.interruption import Terminated
-from distill.launch import StageFailed
-from distill.nodes import Follower, Leader
+from distill.launch.interruption import Terminated
+from distill.launch.nodes import Follower, Leader
+from distill.launch.processes import StageFailed
 from distill.training.metrics import read_status
 
 RECIPE = "the recipe"
@@ -120,7 +120,7 @@ def test_a_node_with_another_recipe_is_refused(tmp_path):
 def test_a_disk_that_is_full_for_a_while_ends_nothing(tmp_path, monkeypatch, caplog):
     with Leader(tmp_path, 2, **QUICK) as leader:
         with monkeypatch.context() as patch:
-            patch.setattr("distill.nodes.write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "no space")))
+            patch.setattr("distill.launch.nodes.write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "no space")))
             until(lambda: "no space" in caplog.text)
         with Follower(tmp_path, 1, **QUICK) as follower:
             leader.hand_over("one", ["a"], RECIPE)

@@ -10,7 +10,8 @@ import sys
 import pytest
 from fixtures_cli import ROOT, SENTENCES, bert, run
 
-from distill import project_folders
+from distill.cli import main
+from distill.commands import project_folders
 
 pytest_plugins = ["fixtures_cli"]
 
@@ -56,13 +57,13 @@ def test_what_is_missing_is_said_before_anything_is_written(spoil, message, stru
 
 
 def test_packing_before_the_references_says_what_to_run(structure, capsys):
-    assert call(project_folders.pack_project_data) == 2
+    assert call(project_folders.pack_arguments) == 2
     assert "run python run_chinese_ref.py first" in capsys.readouterr().err
 
 
 def test_a_damaged_list_is_one_line(structure, capsys):
     structure.write("dataset/data.json", "{")
-    assert call(project_folders.pack_project_data) == 2
+    assert call(lambda: main(project_folders.pack_arguments())) == 2
     assert "dataset/data.json, line 1: " in capsys.readouterr().err
 
 

@@ -23,7 +23,6 @@ from distill.corpus.tokenizing import load_tokenizer
 from distill.downstream.run import digest_model
 from distill.examining import choose_sentences, examine_models, gram_matrices, similarity
 from distill.modeling.inference import fill_mask
-from distill.passes import record_pass
 from distill.progress import show_progress
 from distill.recipe_file import load_recipe
 from distill.release.chain import read_chain
@@ -31,6 +30,7 @@ from distill.release.charts import Axis, heat_chart, line_chart, scatter_chart, 
 from distill.release.report import collect_parts
 from distill.release.run_folder import open_run
 from distill.reporting import report_at_end
+from distill.run.passes import record_pass
 
 pytest_plugins = ["fixtures_cli"]
 

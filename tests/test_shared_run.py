@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from test_finetune import KINDS, make_task, write_encoder
 from transformers import TrainingArguments
 
-from distill import finetuning, shared_run
+from distill import finetuning
 from distill.downstream.finetune import finetune
 from distill.downstream.grid import Grid, Run
 from distill.downstream.run import with_defaults
@@ -22,7 +22,8 @@ from distill.downstream.task import load_task
 from distill.downstream.task_data import load_task_data
 from distill.downstream.trainer import on_one_gpu
 from distill.errors import InputError
-from distill.launch import OUT_OF_MEMORY, Cluster, Ended, Interrupted, StageFailed, torchrun
+from distill.launch import shared_run
+from distill.launch.processes import OUT_OF_MEMORY, Cluster, Ended, Interrupted, StageFailed, torchrun
 from distill.training.metrics import read_status
 
 

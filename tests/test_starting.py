@@ -11,8 +11,8 @@ from tiny import tiny_config, write_config
 
 from distill.errors import InputError
 from distill.modeling.models import load_masked_lm
-from distill.planning import plan_recipe
 from distill.recipe_file import resolve_recipe
+from distill.run.planning import plan_recipe
 from distill.training import starting
 
 NARROW = {**HIDDEN, "init_width": "importance"}

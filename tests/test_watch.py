@@ -18,7 +18,7 @@ from distill.downstream.run import digest_model
 from distill.errors import InputError
 from distill.recipe_file import load_recipe
 from distill.release.watching import MetricsTail, Watch, draw
-from distill.run_status import at_work
+from distill.run.status import at_work
 
 pytest_plugins = ["fixtures_cli"]
 
@@ -158,7 +158,7 @@ def test_command_on_another_machine_is_known_by_its_beat(watched, capsys):
 
 
 def test_command_says_that_it_is_there_as_long_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr("distill.run_status.BEAT_SECONDS", 0.01)
+    monkeypatch.setattr("distill.run.status.BEAT_SECONDS", 0.01)
     with at_work(tmp_path, print):
         os.utime(tmp_path / "status.json", (1, 1))
         for _ in range(500):

@@ -40,7 +40,7 @@ from tiny import NeverStop, write_world  # noqa: E402
 import distill.downstream.finetune  # noqa: E402, F401  # once, not in each fork
 from distill import pipeline  # noqa: E402
 from distill.json_file import read_json  # noqa: E402
-from distill.launch import CHILD, Cluster, StageFailed  # noqa: E402
+from distill.launch.processes import CHILD, Cluster, StageFailed  # noqa: E402
 from distill.recipe_file import load_recipe  # noqa: E402
 from distill.training.metrics import read_metrics  # noqa: E402
 from distill.worker import run_worker  # noqa: E402
@@ -94,7 +94,7 @@ def run_chain() -> int:
 
 
 def run_stage_here(recipe_file: Path, stage: str, *, status_file: Path, **_: Any) -> None:
-    """Stands in for stage_processes.run_stage_processes."""
+    """Stands in for launch/stage.py's run_stage_processes."""
     status_file.unlink(missing_ok=True)
     os.environ[CHILD] = str(os.getpid())
     if run_worker(load_recipe(recipe_file), stage, NeverStop()):  # type: ignore[arg-type]

@@ -25,14 +25,15 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 from tqdm import tqdm
 
-from distill import launch, worker  # noqa: F401
+from distill import worker  # noqa: F401
 from distill.cli import main as distill
+from distill.launch import processes
 
 MODULES = {"distill": distill, "torch.distributed.run": torchrun.main}
 
 
 class ForkedProcess:
-    """The part of subprocess.Popen that distill.launch, torchrun and tests use, for `python -m MODULE ...`."""
+    """The part of subprocess.Popen that launch/processes.py, torchrun and tests use, for `python -m MODULE ...`."""
 
     def __init__(
         self, args: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Any = None, stdin: Any = None,
@@ -143,4 +144,4 @@ def fork_from_now_on(replace: Callable[[Any, str, Any], None] = setattr) -> None
     replace(tqdm, "monitor_interval", 0)  # no thread that could hold a lock while another forks
     replace(os, "cpu_count", lambda: 1)  # text is prepared without a pool, whose processes would be fresh ones
     replace(subprocess_handler, "Popen", ForkedProcess)
-    replace(launch, "subprocess", SimpleNamespace(Popen=ForkedProcess, DEVNULL=subprocess.DEVNULL))
+    replace(processes, "subprocess", SimpleNamespace(Popen=ForkedProcess, DEVNULL=subprocess.DEVNULL))

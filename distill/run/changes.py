@@ -15,9 +15,9 @@ from distill.corpus.prepare import find_dataset
 from distill.durable import write_json, write_whole
 from distill.errors import InputError
 from distill.json_file import read_json, short
-from distill.planning import PlannedModel, StagePlan
 from distill.recipe import OPERATIONAL_FIELDS, Recipe
 from distill.recipe_file import resolve_recipe
+from distill.run.planning import PlannedModel, StagePlan
 from distill.training.checkpoint import checkpoint_step, list_checkpoints, newest_checkpoint
 from distill.training.plugins import loaded_plugins
 

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+import typer
+
+from distill.commands.project_folders import SEGMENTER, TOKENIZER, is_filled
 from distill.machine import cpuinfo, list_gpus, num_cores, processor_name
-from distill.project_folders import SEGMENTER, TOKENIZER, is_filled
 from distill.shipped import shipped
 
 OLDEST_PYTHON = (3, 11)
@@ -33,6 +35,26 @@ _TOOLS = "# tests and checks"
 _FEATURES = {"AVX2": "avx2", "AVX-512": "avx512f", "VNNI": "avx512_vnni avx_vnni", "bf16": "avx512_bf16",
              "AMX": "amx_bf16"}  # fmt: skip
 """What makes steps and int8 fast -> its flags in /proc/cpuinfo."""
+
+
+def add_doctor_command(app: typer.Typer) -> None:
+    """Adds the command to the main one."""
+    app.command()(doctor)
+
+
+def doctor() -> None:
+    """Say what this machine has and lacks.
+
+    Looks at versions, processor, memory, disk, GPU, weights and extras, and says how to get what is missing. Exit code
+    2 if something that every run needs is missing.
+    """
+    findings = examine()
+    width = max(len(finding.about) for finding in findings)
+    for finding in findings:
+        typer.echo(f"{finding.state:7}  {finding.about:{width}}  {finding.found}")
+    if not is_usable(findings):
+        typer.echo("error: something needed is missing; pip install -r requirements.txt installs it", err=True)
+        raise typer.Exit(2)
 
 
 class State(StrEnum):

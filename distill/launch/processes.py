@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from distill.errors import InputError
-from distill.interruption import handling
+from distill.launch.interruption import handling
 from distill.training.metrics import StatusFile, read_status
 
 CHILD = "DISTILL_CHILD"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from distill.cli_models import Model, Pooling
+from distill.commands.models import Model, Pooling
 from distill.errors import InputError
 
 MOST_TEXTS = 256

@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from distill.durable import write_json
 from distill.errors import InputError
-from distill.launch import StageFailed
+from distill.launch.processes import StageFailed
 
 logger = logging.getLogger(__name__)
 

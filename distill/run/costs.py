@@ -1,8 +1,8 @@
 """What a stage is going to do and what that costs, in lines for the user, from its plan alone."""
 
-from distill.launch import Cluster
+from distill.launch.processes import Cluster
 from distill.modeling.counting import count_parameters
-from distill.planning import StagePlan
+from distill.run.planning import StagePlan
 from distill.training.accounting import pass_flops
 
 

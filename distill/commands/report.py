@@ -81,6 +81,6 @@ def push(
     Read its README.md first and choose a licence. The token comes from `hf auth login` or HF_TOKEN; HF_ENDPOINT names
     another server.
     """
-    from distill.publishing import push_model
+    from distill.commands.publishing import push_model
 
     typer.echo(push_model(model, repo_id, private=private))

@@ -97,7 +97,7 @@ def finetune(
     from distill.downstream.search import finetune_run
     from distill.downstream.task import load_task
     from distill.downstream.task_data import load_task_data
-    from distill.launch import CHILD
+    from distill.launch.processes import CHILD
 
     if "TORCHELASTIC_RUN_ID" in os.environ and CHILD not in os.environ:
         raise InputError(f"command line: start `distill finetune` without torchrun; --processes "
@@ -137,7 +137,7 @@ def finetune(
     run = Run(name, folder, chosen, data, hyperparameters, place, keep_model=True, distillation=distillation)
     train = None
     if processes > 1:
-        from distill.shared_run import check_processes, train_as_child, train_in_processes
+        from distill.launch.shared_run import check_processes, train_as_child, train_in_processes
 
         if CHILD in os.environ:
             raise typer.Exit(train_as_child(run))

@@ -23,8 +23,8 @@ from distill.downstream.grid import Run
 from distill.downstream.search import load_run_data, train_run
 from distill.downstream.task_data import TaskData
 from distill.errors import InputError, first_line
-from distill.interruption import end_signals
-from distill.launch import (
+from distill.launch.interruption import end_signals
+from distill.launch.processes import (
     CHILD,
     OUT_OF_MEMORY,
     Cluster,

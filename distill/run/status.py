@@ -13,8 +13,8 @@ from pathlib import Path
 
 from distill.corpus.lock import only_run, this_process
 from distill.errors import InputError, first_line
-from distill.interruption import Terminated
-from distill.launch import Interrupted, StageFailed
+from distill.launch.interruption import Terminated
+from distill.launch.processes import Interrupted, StageFailed
 from distill.release.run_folder import PREPARING, STATUS_FILE
 from distill.training.loop import StageStopped
 from distill.training.metrics import StatusFile

@@ -65,14 +65,16 @@ def write_project_references() -> None:
     print(f"{REFERENCES}: references of {sum(len(_texts(split)) for split in TEXT)} file(s), listed in {DATA_JSON}")
 
 
-def pack_project_data() -> None:
-    """Packs what dataset/data.json lists with the teacher's vocabulary, 512 tokens a row."""
-    from distill.cli import main
+def pack_arguments() -> list[str]:
+    """The arguments with which `distill pack` packs what dataset/data.json lists: the teacher's vocabulary, 512 tokens.
 
+    Raises:
+        InputError: dataset/data.json is not there.
+    """
     if not DATA_JSON.exists():
         raise InputError(f"{DATA_JSON}: not there; run python run_chinese_ref.py first, or give arguments (see --help)")
-    main(["pack", "--data", str(DATA_JSON), "--tokenizer", str(TOKENIZER), "--max-seq-length", str(MAX_SEQ_LENGTH),
-          "--output", str(PACKED)])  # fmt: skip
+    return ["pack", "--data", str(DATA_JSON), "--tokenizer", str(TOKENIZER), "--max-seq-length", str(MAX_SEQ_LENGTH),
+            "--output", str(PACKED)]  # fmt: skip
 
 
 def _texts(split: str) -> list[Path]:

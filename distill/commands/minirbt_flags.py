@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import InputError
+from distill.launch.processes import Cluster, is_worker
+from distill.recipe import Recipe
+from distill.recipe_file import resolve_recipe
 
 # Read by nothing in MiniRBT's training: accepted, with a warning, so that old scripts run.
 DEAD_WITH_VALUE = (
@@ -33,19 +36,18 @@ def looks_like_minirbt(arguments: Sequence[str]) -> bool:
     return any(argument.partition("=")[0] in required for argument in arguments)
 
 
-def run_minirbt_flags(arguments: Sequence[str]) -> None:
-    """Runs the stage that MiniRBT's flags describe."""
-    from distill.cli import run_loaded_recipe
-    from distill.launch import Cluster, is_worker
-    from distill.recipe_file import resolve_recipe
+def read_minirbt_flags(arguments: Sequence[str]) -> tuple[Recipe, str | None]:
+    """The recipe that MiniRBT's flags describe, and its stage if this process is a worker. Notes go to stderr.
 
+    Raises:
+        InputError: an unknown flag or an impossible value.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", 1)) if is_worker() else Cluster.from_environment().world_size
     raw, notes = recipe_of_flags(arguments, world_size=world_size)
     if int(os.environ.get("RANK", 0)) == 0:
         for note in notes:
             print(note, file=sys.stderr)
-    stage = raw["stages"][0]["name"] if is_worker() else None
-    run_loaded_recipe(resolve_recipe(raw, where="command line"), stage, dry_run=False)
+    return resolve_recipe(raw, where="command line"), raw["stages"][0]["name"] if is_worker() else None
 
 
 def recipe_of_flags(arguments: Sequence[str], *, world_size: int) -> tuple[dict[str, Any], list[str]]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from distill.cli_fields import (
+from distill.commands.fields import (
     RECIPE_COMMAND,
     AllowChanges,
     DryRun,
@@ -55,7 +55,7 @@ def compare(
     docs/methods.md.
     """
     from distill.compare import describe_comparison, plan_comparison, run_comparison
-    from distill.launch import Cluster, is_worker
+    from distill.launch.processes import Cluster, is_worker
     from distill.training.plugins import load_plugins
 
     check_recipe_first(recipe)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from distill.errors import InputError
-from distill.launch import OUT_OF_MEMORY, Cluster, Interrupted, StageFailed, run_to_end, torchrun
+from distill.launch.processes import OUT_OF_MEMORY, Cluster, Interrupted, StageFailed, run_to_end, torchrun
 
 
 def run_stage_processes(

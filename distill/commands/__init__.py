@@ -1,0 +1,1 @@
+"""The commands of `distill`, one file for each group of them; cli.py joins them."""
