@@ -1,18 +1,32 @@
 """What each measure of our training step brings: the best settings with one measure taken away at a time.
 
-Run through `distill_step.py --ablate`. Nothing in the product can be switched off for this; the variants replace
-functions from outside, while their own step runs.
+    python benchmarks/distill_ablation.py
+
+Nothing in the product can be switched off for this; the variants replace functions from outside, while their own step
+runs. Prints a table for each shape of a batch and one JSON line.
 """
 
+import argparse
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from distill_step import CONFIGS, PAIRS, Ours, Settings, best_settings, make_batch, take_turns
+from distill_step import (
+    CONFIGS,
+    PAIRS,
+    Ours,
+    Settings,
+    best_settings,
+    make_batch,
+    print_table,
+    read_arguments,
+    take_turns,
+)  # fmt: skip
 from transformers import BertForMaskedLM
 
 from distill.corpus.batches import MicroBatch
@@ -117,9 +131,7 @@ def variants(pair: str, batch: MicroBatch, best: Settings) -> dict[str, Callable
     return sides
 
 
-def ablate(
-    pair: str, rows: int, length: int, device: torch.device, seconds: float, print_table: Callable[..., None]
-) -> dict[str, Any]:
+def ablate(pair: str, rows: int, length: int, device: torch.device, seconds: float) -> dict[str, Any]:
     """Measures all variants in turn and prints the table of one shape."""
     batch = make_batch(rows, length, load_config(CONFIGS / f"{PAIRS[pair][0]}.json").vocab_size)
     times = take_turns(variants(pair, batch, best_settings(device)), seconds)
@@ -129,3 +141,15 @@ def ablate(
                 [[name, f"{taken:.3f}", f"{taken / best:.2f}", f"{rows * length / taken:,.0f}"]
                  for name, taken in times.items()])  # fmt: skip
     return {"pair": pair, "shape": f"{rows}x{length}", "seconds": times}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pair", choices=PAIRS, default=list(PAIRS)[-1], help="teacher and student")
+    arguments = read_arguments(parser)
+    tables = [ablate(arguments.pair, *shape, arguments.device, arguments.seconds) for shape in arguments.shapes]
+    print(json.dumps({"benchmark": "distill_ablation", "device": str(arguments.device), "ablation": tables}))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,6 @@
 
     python benchmarks/distill_step.py                    # the comparison; about ten minutes on two AVX2 cores
     python benchmarks/distill_step.py --students 3       # three students in one pass against three runs
-    python benchmarks/distill_step.py --ablate           # what each measure brings, taken away one at a time
     python benchmarks/distill_step.py --profile          # where the time of our step goes
 
 Same models (random weights), same rows and masks, AdamW, clipping, micro-batch = batch; one process, taking turns:
@@ -349,37 +348,39 @@ def measure_peaks(dtypes: Iterable[torch.dtype], device: torch.device) -> dict[s
     return {str(d).removeprefix("torch."): measure_peak(d, Processes(0, 1, device)) for d in dtypes}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS), help="teacher and student")
+def read_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line with the options that say what is measured and where; `shapes` and `device` ready for use."""
     parser.add_argument("--shapes", nargs="+", default=["8x512", "32x128"], help="sequences x tokens of a batch")
-    parser.add_argument("--modes", nargs="+", choices=("identical", "best"), default=["identical", "best"])
     parser.add_argument("--seconds", type=float, default=20.0, help="of timed steps a cell, at least one step a side")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, help="torch's threads; default: its own choice")
-    parser.add_argument("--students", type=int, choices=(1, 3), default=1, help="3: one pass against three runs")
-    parser.add_argument("--ablate", action="store_true", help="take one measure away at a time")
-    parser.add_argument("--profile", action="store_true", help="torch.profiler's table of our step")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
-    name = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    shapes = [tuple(map(int, shape.split("x"))) for shape in arguments.shapes]
+    if arguments.device == "auto":
+        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
+    arguments.device = torch.device(arguments.device)
+    arguments.shapes = [tuple(map(int, shape.split("x"))) for shape in arguments.shapes]
+    return arguments
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS), help="teacher and student")
+    parser.add_argument("--modes", nargs="+", choices=("identical", "best"), default=["identical", "best"])
+    parser.add_argument("--students", type=int, choices=(1, 3), default=1, help="3: one pass against three runs")
+    parser.add_argument("--profile", action="store_true", help="torch.profiler's table of our step")
+    arguments = read_arguments(parser)
+    device, shapes = arguments.device, arguments.shapes
     dtypes = {torch.float32, best_settings(device).dtype}
     peaks = measure_peaks(dtypes, device)
     told = ", ".join(f"{peak / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, peak in peaks.items())
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers "
           f"{transformers.__version__}, textbrewer {getattr(textbrewer, '__version__', '')}; peak {told}")  # fmt: skip
-    result: dict[str, Any] = {"benchmark": "distill_step", "device": name, "peak": peaks}
+    result: dict[str, Any] = {"benchmark": "distill_step", "device": str(device), "peak": peaks}
     if arguments.profile:
         print(profile(arguments.pairs[-1], *shapes[0], device))
-    elif arguments.ablate:
-        from distill_ablation import ablate
-
-        result["ablation"] = [ablate(pair, *shape, device, arguments.seconds, print_table)
-                              for pair in arguments.pairs[-1:] for shape in shapes]  # fmt: skip
     elif arguments.students == 3:
         cells = [compare_students(*shape, device, arguments.seconds) for shape in shapes]
         result["students"] = cells
