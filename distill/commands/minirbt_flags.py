@@ -24,7 +24,6 @@ SCHEDULES = {"const": "constant_with_warmup"}
 """MiniRBT's name -> transformers'; "linear" is the same in both."""
 WITHOUT_EFFECT_HERE = {
     "local_rank": "the launcher says which process this is",
-    "local-rank": "the launcher says which process this is",
     "preprocessing_num_workers": "all cores prepare the data",
     "data_cache_dir": "packed data lies below output_dir, named by its content",
 }
@@ -63,7 +62,7 @@ def recipe_of_flags(arguments: Sequence[str], *, world_size: int) -> tuple[dict[
     notes = [f"warning: --{name} never had an effect in MiniRBT and has none here"
              for name in (*DEAD_WITH_VALUE, *DEAD_SWITCHES) if getattr(flags, name) not in (None, False)]  # fmt: skip
     for name, reason in WITHOUT_EFFECT_HERE.items():
-        if getattr(flags, name.replace("-", "_")) is not None and "-" not in name:
+        if getattr(flags, name) is not None:
             notes.append(f"warning: --{name} has no effect here: {reason}")
     per_process, accumulation = flags.train_batch_size, flags.gradient_accumulation_steps
     if per_process < 1 or accumulation < 1 or per_process % accumulation:
@@ -90,10 +89,9 @@ def recipe_of_flags(arguments: Sequence[str], *, world_size: int) -> tuple[dict[
         "data": {"files": flags.data_files_json, "mask_probability": flags.mlm_probability},
         "max_seq_length": flags.max_seq_length, "steps": flags.num_train_steps, "global_batch_size": total,
         "micro_batch_size": per_process // accumulation, "save_every": flags.ckpt_steps, "seed": flags.random_seed,
-        "precision": "fp16" if flags.fp16 and not flags.no_cuda else "fp32",
+        "precision": "auto" if flags.fp16 else "fp32",
     }  # fmt: skip
     if flags.fp16:
-        stage["precision"] = "auto"
         notes.append("--fp16 is taken as precision auto: bf16 where the hardware has it, else float32")
     return {"output_dir": flags.output_dir, "stages": [stage]}, notes
 
@@ -127,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--fp16", action="store_true")
     add("--no_cuda", action="store_true")
     add("--do_train", action="store_true", help="always on")
+    add("--local-rank", dest="local_rank", help=argparse.SUPPRESS)  # as newer launchers spell it
     for name in (*WITHOUT_EFFECT_HERE, *DEAD_WITH_VALUE):
         add(f"--{name}", help=argparse.SUPPRESS)
     for name in DEAD_SWITCHES:
