@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from distill.errors import InputError
-from distill.machine import is_alive
 
 _WAIT_SECONDS = 0.5
 
@@ -113,4 +114,4 @@ def this_process() -> str:
 def is_gone(process: str) -> bool:
     """Whether a process is known to have ended: it ran on this machine and does not run any more."""
     found = re.fullmatch(r"process (\d+) on (.*)", process)
-    return found is not None and found[2] == socket.gethostname() and not is_alive(int(found[1]))
+    return found is not None and found[2] == socket.gethostname() and not psutil.pid_exists(int(found[1]))

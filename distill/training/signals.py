@@ -11,7 +11,7 @@ import threading
 import time
 from types import FrameType
 
-from distill.machine import is_alive
+import psutil
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOOK_SECONDS = 0.5
@@ -54,7 +54,7 @@ def stop_without(pid: int) -> None:
     parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent and is_alive(pid):
+        while os.getppid() == parent and psutil.pid_exists(pid):
             time.sleep(_LOOK_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
 
