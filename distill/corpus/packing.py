@@ -147,7 +147,14 @@ class _Packing:
     ) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
         self.folder = folder
-        self.packers = _open_packers(folder, tokenizer, max_seq_length, packing=packing, splits=splits)
+        frame_ids = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
+        vocab_size = max(tokenizer.get_vocab().values()) + 1
+        writers = {
+            split: RowWriter(folder / split, max_seq_length=max_seq_length, vocab_size=vocab_size) for split in splits
+        }
+        self.packers = {
+            split: Packer(writer, packing=packing, frame_ids=frame_ids) for split, writer in writers.items()
+        }
 
     def __enter__(self) -> "_Packing":
         return self
@@ -161,21 +168,6 @@ class _Packing:
     def finish(self, info: dict[str, Any], output: Path) -> None:
         (self.folder / "info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
         self.folder.rename(output)
-
-
-def _open_packers(
-    folder: Path, tokenizer: "BertTokenizer", max_seq_length: int, *, packing: str, splits: Sequence[str]
-) -> dict[str, Packer]:
-    frame_ids = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
-    vocab_size = max(tokenizer.get_vocab().values()) + 1
-    return {
-        split: Packer(
-            RowWriter(folder / split, max_seq_length=max_seq_length, vocab_size=vocab_size),
-            packing=packing,
-            frame_ids=frame_ids,
-        )
-        for split in splits
-    }
 
 
 def _check_settings(max_seq_length: int, packing: str, dev: Files | float, output: Path) -> None:
@@ -223,25 +215,15 @@ def _pack_shard(shard: Shard, tokens: ShardTokens, is_dev: Bools, packers: dict[
         lines = is_dev if split == "dev" else ~is_dev
         if not lines.any():
             continue
-        num_characters = int(shard.num_characters[lines].sum())
-        documents = np.repeat(shard.documents[lines], tokens.num_tokens[lines])
-        if lines.all():
-            packer.add(
-                tokens.input_ids,
-                tokens.continuation,
-                documents,
-                line_start=line_start,
-                num_characters=num_characters,
-            )
-        else:
-            picked = np.repeat(lines, tokens.num_tokens)
-            packer.add(
-                tokens.input_ids[picked],
-                tokens.continuation[picked],
-                documents,
-                line_start=line_start[picked],
-                num_characters=num_characters,
-            )
+        # Most shards go to one split as a whole, of which a slice makes no copy.
+        picked = slice(None) if lines.all() else np.repeat(lines, tokens.num_tokens)
+        packer.add(
+            tokens.input_ids[picked],
+            tokens.continuation[picked],
+            np.repeat(shard.documents[lines], tokens.num_tokens[lines]),
+            line_start=line_start[picked],
+            num_characters=int(shard.num_characters[lines].sum()),
+        )
 
 
 def _describe(packers: dict[str, Packer], tokenizer: "BertTokenizer") -> dict[str, Any]:
