@@ -10,6 +10,7 @@ B sequences, L tokens, N masked tokens.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,11 +97,7 @@ class StepBatches(Dataset[list[MicroBatch]]):
             raise InputError(f"{rows.path}: empty, no rows to train on")
         self._rows, self._key = rows, sample_key(seed, "stage", stage)
         self._mask_key = self._key if static_masks is None else sample_key(seed, "stage", stage, "static masks")
-        self._making: dict[str, Any] = {
-            "vocabulary": vocabulary,
-            "mask": mask,
-            "document_attention": document_attention,
-        }
+        self._make = partial(_make_batch, rows, vocabulary=vocabulary, mask=mask, document_attention=document_attention)
         self._probability, self._static_masks = probability, static_masks
         self._located: tuple[range, Ints, Ints] = range(0), np.empty(0, np.int64), np.empty(0, np.int64)
         self.global_batch_size = global_batch_size
@@ -123,7 +120,7 @@ class StepBatches(Dataset[list[MicroBatch]]):
         if self._static_masks is not None:
             draws = row_numbers * self._static_masks + epochs % self._static_masks
         random = sample_random(self._mask_key, draws, self._rows.max_seq_length)
-        return _make_batch(self._rows, row_numbers, samples, random=random, probability=probability, **self._making)
+        return self._make(row_numbers, samples, random=random, probability=probability)
 
     def _locate(self, samples: range) -> tuple[Ints, Ints]:
         """Epoch and row of each sample."""
@@ -158,12 +155,10 @@ class DevBatches(Dataset[MicroBatch]):
         document_attention: bool = False,
     ) -> None:
         self._rows, self._key = rows, sample_key(seed, "dev")
-        self._making: dict[str, Any] = {
-            "vocabulary": vocabulary,
-            "mask": mask,
-            "document_attention": document_attention,
-        }
-        self._probability = probability
+        self._make = partial(
+            _make_batch, rows, probability=probability, vocabulary=vocabulary, mask=mask,
+            document_attention=document_attention,
+        )  # fmt: skip
         starts = range(0, len(rows), batch_size)[rank::world_size]
         self._samples = [range(start, min(start + batch_size, len(rows))) for start in starts]
 
@@ -174,9 +169,7 @@ class DevBatches(Dataset[MicroBatch]):
         samples = self._samples[index]
         row_numbers = np.arange(samples.start, samples.stop)
         random = sample_random(self._key, row_numbers, self._rows.max_seq_length)
-        return _make_batch(
-            self._rows, row_numbers, samples, random=random, probability=self._probability, **self._making
-        )
+        return self._make(row_numbers, samples, random=random)
 
 
 def _make_batch(
