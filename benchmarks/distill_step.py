@@ -135,7 +135,7 @@ class Ours:
         return StudentRun(
             name, model, student, matches=resolve_matches(["uniform"], self.model.config, model.config),
             distilled=True, steps=10_000, seed_parts=(0,), device=settings.device, dtype=settings.dtype,
-            autocast=autocast_for(settings.dtype, settings.device), compiled=settings.compiled,
+            compiled=settings.compiled,
         )  # fmt: skip
 
     def step(self) -> None:

@@ -11,7 +11,6 @@ from distill.training.accounting import Throughput, measure_peak, pass_flops
 from distill.training.loop import TeacherPass
 from distill.training.losses import UNITS
 from distill.training.matches import resolve_matches
-from distill.training.precision import autocast_for
 from distill.training.student import StudentRun
 
 TEACHER = tiny_config(layers=4, width=32, heads=4)
@@ -26,7 +25,7 @@ def count(*, matches, teacher=True, **settings):
     resolved = resolve_matches(list(matches), TEACHER, STUDENT) if teacher else []
     run = StudentRun(
         "s", tiny_model(STUDENT, attention="eager"), settings, matches=resolved, distilled=teacher, steps=1,
-        seed_parts=(0,), device=ALONE.device, dtype=torch.float32, autocast=autocast_for(torch.float32, ALONE.device),
+        seed_parts=(0,), device=ALONE.device, dtype=torch.float32,
     )  # fmt: skip
     frozen = tiny_model(TEACHER, attention="eager")
     teacher_pass = TeacherPass(frozen, [run.objective.teacher_needs], run.objective.autocast) if teacher else None

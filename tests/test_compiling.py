@@ -45,7 +45,7 @@ def loss_and_gradients(*, compiled, matches, batches, dtype=torch.float32):
     run = StudentRun(
         "s", tiny_model(config, seed=2, attention=attention), Student(config="x", mlm_weight=0.5),
         matches=resolve_matches(list(matches), TEACHER, config), distilled=True, steps=1, seed_parts=(0,),
-        device=ALONE.device, dtype=dtype, autocast=autocast, compiled=compiled,
+        device=ALONE.device, dtype=dtype, compiled=compiled,
     )  # fmt: skip
     teacher = TeacherPass(tiny_model(TEACHER, seed=1), [run.objective.teacher_needs], autocast, compiled=compiled)
     losses = []

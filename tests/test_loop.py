@@ -30,7 +30,7 @@ def start_run(name="student", matches=("uniform",), *, steps=6, config=STUDENT, 
     return StudentRun(
         name, tiny_model(config, seed=2, attention=attention), Student(config="x", matches=list(matches), **settings),
         matches=resolve_matches(list(matches), TEACHER, config), distilled=True, steps=steps, seed_parts=(0, "stage"),
-        device=ALONE.device, dtype=torch.float32, autocast=FLOAT32,
+        device=ALONE.device, dtype=torch.float32,
     )  # fmt: skip
 
 

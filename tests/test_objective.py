@@ -131,7 +131,7 @@ def test_tau_squared_multiplies_the_gradient_of_the_kd_term(scale, factor):
     settings = Student(config="x", temperature=3.0, kd_weight=0.7, kd_scale=scale)
     run = StudentRun(
         "s", build_model(STUDENT, seed=3), settings, matches=[], distilled=True, steps=1, seed_parts=(0,),
-        device=ALONE.device, dtype=torch.float32, autocast=autocast_for(torch.float32, ALONE.device),
+        device=ALONE.device, dtype=torch.float32,
     )  # fmt: skip
     scaled, scaled_terms = gradients(run.objective, batch)
     assert distance({name: factor * value for name, value in plain.items()}, scaled) < 1e-5

@@ -20,7 +20,6 @@ from distill.recipe import Student
 from distill.training.loop import TeacherPass, run_steps
 from distill.training.matches import resolve_matches
 from distill.training.optimizer import parameter_groups
-from distill.training.precision import autocast_for
 from distill.training.student import StudentRun
 
 REFERENCE = Path(__file__).parent / "parity" / "reference.py"
@@ -85,7 +84,7 @@ def start_run(folder: Path, case: Case) -> StudentRun:
     matches = resolve_matches(list(case.matches), load_config(folder / "teacher"), student.config)
     run = StudentRun(
         "student", student, settings, matches=matches, distilled=True, steps=STEPS, seed_parts=(0, "parity"),
-        device=ALONE.device, dtype=torch.float32, autocast=autocast_for(torch.float32, ALONE.device),
+        device=ALONE.device, dtype=torch.float32,
     )  # fmt: skip
     run.optimizer = torch.optim.SGD(parameter_groups(run.objective, 0.0), lr=case.learning_rate)
     run.scheduler = get_scheduler("constant", run.optimizer)

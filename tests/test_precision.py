@@ -42,7 +42,7 @@ def start(dtype, *, learning_rate=3e-3, steps=200):
     )
     run = StudentRun(
         "s", tiny_model(CONFIG, seed=2), student, matches=resolve_matches(["uniform"], TEACHER, CONFIG),
-        distilled=True, steps=steps, seed_parts=(0,), device=CPU, dtype=dtype, autocast=autocast_for(dtype, CPU),
+        distilled=True, steps=steps, seed_parts=(0,), device=CPU, dtype=dtype,
     )  # fmt: skip
     teacher = TeacherPass(
         tiny_model(TEACHER, seed=1).to(dtype), [run.objective.teacher_needs], autocast_for(torch.float32, CPU)

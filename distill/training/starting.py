@@ -15,7 +15,6 @@ from distill.modeling.neighbours import look_at_neighbours
 from distill.recipe import Stage, Student
 from distill.training.matches import Match, resolve_matches
 from distill.training.objective import Needs, Objective, encode
-from distill.training.precision import autocast_for
 from distill.training.processes import Processes, copy_from_first
 from distill.training.sparse_logits import SPARSE_KD_LOSS
 from distill.training.student import StudentRun, derive_seed, student_seed
@@ -70,8 +69,7 @@ def start_student(
         copy_layers(teacher, model, settings.init_layers)
     run = StudentRun(
         name, model, settings, matches=matches, distilled=teacher is not None, steps=steps,
-        seed_parts=(stage.seed, stage.name), device=processes.device, dtype=dtype,
-        autocast=autocast_for(dtype, processes.device), compiled=compiled,
+        seed_parts=(stage.seed, stage.name), device=processes.device, dtype=dtype, compiled=compiled,
     )  # fmt: skip
     if settings.init_width and measured_on is not None:
         _start_projections(run.objective, matches, way_back, processes)

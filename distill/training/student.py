@@ -17,7 +17,7 @@ from distill.training.compiling import Loss, compile_loss
 from distill.training.matches import Match
 from distill.training.objective import Objective
 from distill.training.optimizer import ADAMW_STATE, MUON_STATE, build_optimizer, build_scheduler
-from distill.training.precision import Autocast
+from distill.training.precision import autocast_for
 
 
 def derive_seed(*parts: object) -> int:
@@ -50,7 +50,6 @@ class StudentRun:
         seed_parts: tuple[object, ...],
         device: torch.device,
         dtype: torch.dtype,
-        autocast: Autocast,
         compiled: bool = False,
     ) -> None:
         self.name = name
@@ -63,7 +62,7 @@ class StudentRun:
             self.objective = Objective(
                 model, matches=matches, temperature=settings.temperature, kd_loss=settings.kd_loss,
                 kd_weight=settings.kd_weight * scale, mlm_weight=settings.mlm_weight, distilled=distilled,
-                autocast=autocast,
+                autocast=autocast_for(dtype, device),
             ).to(device).train()  # fmt: skip
         self.average = copy.deepcopy(self.objective.student).requires_grad_(False) if settings.ema else None
         """The moving average of the student's weights, if one is kept."""
