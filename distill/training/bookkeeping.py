@@ -1,20 +1,20 @@
 """What happens between the steps of a stage: log lines, dev evaluations, checks of the numbers, checkpoints."""
 
 import logging
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 from distill.corpus.batches import MicroBatch
-from distill.recipe import TEACHER, Stage
+from distill.recipe import TEACHER
 from distill.training.accounting import Throughput
 from distill.training.bad_batches import write_bad_batch
 from distill.training.checkpoint import save_checkpoint
 from distill.training.evaluate import evaluate_masked_lm
 from distill.training.gradients import balance_factors, describe_norms, term_gradient_norms
 from distill.training.loop import StageStopped, StepReport, Teacher, TeacherPass, TrainingFailed
-from distill.training.metrics import MetricsLog, StatusFile
+from distill.training.metrics import MetricsLog
 from distill.training.processes import Processes, numbers_from_first, share_from_first
 from distill.training.signals import StopRequest
+from distill.training.stage_setting import StageSetting
 from distill.training.step_log import SpikeWatch
 from distill.training.student import StudentRun
 from distill.training.trackers import open_trackers
@@ -24,43 +24,36 @@ logger = logging.getLogger(__name__)
 _LOST_SCALE = 1e-4
 """GradScaler starts at 65,536 and halves after an overflow: this small it is after 30 in a row."""
 
-WholeStep = Callable[[int], tuple[list[MicroBatch], list[int]]]
-"""Step -> all micro-batches of it, over all processes, and the row of each sample."""
-
 
 class Bookkeeper:
     """Looks after a stage between its steps. Only the first process writes."""
 
     def __init__(
         self,
-        stage: Stage,
-        folder: Path,
-        *,
-        steps: int,
-        first_step: int,
+        setting: StageSetting,
         runs: list[StudentRun],
-        dev: list[MicroBatch] | None,
-        processes: Processes,
-        status: StatusFile,
+        *,
+        first_step: int,
         stop: StopRequest,
-        whole_step: WholeStep,
         throughput: Throughput,
     ) -> None:
         """
         Args:
-            folder: the stage's.
             first_step: steps that were done before this run.
         """
-        self.stage, self.folder, self.steps, self.first_step = stage, folder, steps, first_step
-        self.runs, self.dev, self.throughput = runs, dev, throughput
+        self.setting, self.runs, self.first_step = setting, runs, first_step
+        self.stop, self.throughput = stop, throughput
+        self.stage, self.steps, self.folder = setting.stage, setting.steps, setting.paths.stage
+        self.processes, self.status = setting.processes, setting.status
+        self.dev = setting.dev(self.processes)
         self._probe: tuple[Teacher | None, MicroBatch] | None = None
-        self.processes, self.status, self.stop, self.whole_step = processes, status, stop, whole_step
-        self.save_every, self.eval_every = stage.save_every or -(-steps // 10), stage.eval_every or -(-steps // 10)
+        tenth = -(-self.steps // 10)
+        self.save_every, self.eval_every = self.stage.save_every or tenth, self.stage.eval_every or tenth
         names = [run.name for run in runs] + ([TEACHER] if first_step == 0 else [])
         self.log = None
-        if processes.is_first:
-            trackers = open_trackers(stage, folder, self._warn)
-            self.log = MetricsLog(folder, students=names, step=first_step, trackers=trackers)
+        if self.processes.is_first:
+            trackers = open_trackers(self.stage, self.folder, self._warn)
+            self.log = MetricsLog(self.folder, students=names, step=first_step, trackers=trackers)
         self.spikes = {run.name: SpikeWatch() for run in runs}
         self.saved_step = first_step or -1
         self.shown: dict[str, float] = {}
@@ -197,7 +190,7 @@ class Bookkeeper:
                 raise TrainingFailed("")
 
     def _describe_bad_step(self, student: str, step: int, count: int) -> str:
-        batches, rows = self.whole_step(step)
+        batches, rows = self.setting.whole_step(step)
         first, last = batches[0].samples.start, batches[-1].samples.stop - 1
         more = f" and {count - 1} more since" if count > 1 else ""
         try:

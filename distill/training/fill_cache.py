@@ -9,7 +9,6 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,16 +18,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from distill.corpus.batches import MicroBatch, StepBatches
-from distill.corpus.masking import MaskVocabulary
 from distill.corpus.order import sample_random
 from distill.durable import write_json
 from distill.errors import InputError
-from distill.recipe import MaskSchedule, Stage
+from distill.recipe import MaskSchedule
 from distill.training.loading import load_ahead
 from distill.training.loop import TeacherPass
-from distill.training.metrics import StatusFile
 from distill.training.processes import Processes, sum_over_processes, wait_for_all
 from distill.training.sparse_logits import draw_tokens, keep_likeliest
+from distill.training.stage_setting import StageSetting
 from distill.training.teacher_cache import CacheFiles, cache_facts, cache_files, masked_places
 from distill.training.teacher_shards import DamagedShard, save_draws, save_likeliest
 
@@ -38,30 +36,22 @@ Ints = NDArray[np.int64]
 
 
 def cache_teacher(
-    stage: Stage,
-    steps: int,
-    teacher: TeacherPass,
-    batches: StepBatches,
-    *,
-    root: Path,
-    teacher_folder: Path,
-    dataset: Path,
-    vocabulary: MaskVocabulary,
-    dtype: torch.dtype,
-    first_step: int,
-    probe: range,
-    processes: Processes,
-    status: StatusFile,
+    setting: StageSetting, teacher: TeacherPass, batches: StepBatches, *, first_step: int, probe: range
 ) -> CacheFiles:
     """The cache of a stage, complete from the samples of `first_step` on; made where it is not.
 
     Args:
+        batches: this process's.
         probe: samples that every run reads.
     Raises:
         InputError: too little space on the disk.
     """
-    facts = cache_facts(stage, steps, teacher=teacher_folder, dataset=dataset, vocabulary=vocabulary, dtype=dtype)
-    files = cache_files(root, stage, steps, facts)
+    stage, steps, paths, processes = setting.stage, setting.steps, setting.paths, setting.processes
+    assert paths.teacher is not None
+    facts = cache_facts(
+        stage, steps, teacher=paths.teacher, dataset=paths.dataset, vocabulary=setting.vocabulary, dtype=setting.dtype
+    )
+    files = cache_files(paths.teacher_caches, stage, steps, facts)
     left = range(first_step * stage.global_batch_size, files.num_samples)
     wanted = {*files.shards(left), *files.shards(probe)}
     missing = find_missing(files, sorted(wanted, key=lambda samples: samples.start), processes)
@@ -73,9 +63,9 @@ def cache_teacher(
         write_json(files.folder / "cache.json", facts)
 
     def tell(line: str) -> None:
-        status.note(f"teacher cache: {line}")
+        setting.status.note(f"teacher cache: {line}")
         if processes.is_first:
-            status.write("running")
+            setting.status.write("running")
 
     def forward(batch: MicroBatch) -> Tensor:
         logits = teacher(batch)[False].logits

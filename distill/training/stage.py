@@ -74,11 +74,8 @@ def train_stage(
     runs, teacher, last = _start(setting, students)
     setting = _settle_micro_batch(setting, runs, teacher, goes_on=last.step > 0)
     stage, steps, first_step, tokens = setting.stage, setting.steps, last.step, last.tokens
-    keeper = Bookkeeper(
-        stage, paths.stage, steps=steps, first_step=first_step, runs=runs, dev=setting.dev(processes),
-        processes=processes, status=status, stop=stop, whole_step=setting.whole_step,
-        throughput=Throughput(flops_per_token=_pass_flops(stage, runs, teacher), peak=measure_peak(dtype, processes)),
-    )  # fmt: skip
+    throughput = Throughput(flops_per_token=_pass_flops(stage, runs, teacher), peak=measure_peak(dtype, processes))
+    keeper = Bookkeeper(setting, runs, first_step=first_step, stop=stop, throughput=throughput)
     try:
         if teacher:
             _measure_teacher(setting, teacher, keeper)
@@ -111,12 +108,9 @@ def _start(setting: StageSetting, students: list[str]) -> tuple[list[StudentRun]
     teacher_model = _load_teacher(stage, students, paths)
     checkpoint = _choose_checkpoint(paths.checkpoints, processes, status)
     runs = [
-        start_student(
-            name, stage, teacher_model, init=paths.inits.get(name), steps=setting.steps, processes=processes,
-            dtype=setting.dtype, compiled=compiled, measured_on=None if checkpoint else setting.batches(setting.alone),
-        )
+        start_student(name, setting, teacher_model, compiled=compiled, goes_on=checkpoint is not None)
         for name in students
-    ]  # fmt: skip
+    ]
     teacher = _start_teacher(teacher_model, runs, setting, compiled=compiled)
     first_step, tokens = _resume(runs, checkpoint)
     arithmetic = str(setting.dtype).removeprefix("torch.")
@@ -158,16 +152,11 @@ def _prepare_teaching(
     setting: StageSetting, teacher: TeacherPass | None, first_step: int
 ) -> tuple[Teacher | None, Dataset[list[MicroBatch]], MicroBatch]:
     """What teaches in the loop, the steps of the loop, and the batch that the terms' gradients are measured on."""
-    stage, paths = setting.stage, setting.paths
     batches = setting.batches(setting.processes)
-    probe = setting.batches(setting.alone).load(range(_probe_rows(stage)))
-    if not (stage.teacher_cache and teacher and paths.teacher):
+    probe = setting.batches(setting.alone).load(range(_probe_rows(setting.stage)))
+    if not (setting.stage.teacher_cache and teacher):
         return teacher, batches, probe
-    files = cache_teacher(
-        stage, setting.steps, teacher, batches, root=paths.teacher_caches, teacher_folder=paths.teacher,
-        dataset=paths.dataset, vocabulary=setting.vocabulary, dtype=setting.dtype, first_step=first_step,
-        probe=probe.samples, processes=setting.processes, status=setting.status,
-    )  # fmt: skip
+    files = cache_teacher(setting, teacher, batches, first_step=first_step, probe=probe.samples)
     cached = CachedSteps(batches, files)
     return CachedTeacher(), cached, cached.with_teacher(probe)
 

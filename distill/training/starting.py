@@ -1,22 +1,22 @@
 """A student before its first step: its shape, its starting weights, and what trains it."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import BertForMaskedLM
 
-from distill.corpus.batches import MicroBatch, StepBatches
+from distill.corpus.batches import MicroBatch
 from distill.modeling.initialise import copy_layers
 from distill.modeling.models import build_model, load_config, load_masked_lm
 from distill.modeling.narrow import WayBack, narrow_teacher
 from distill.modeling.neighbours import look_at_neighbours
-from distill.recipe import Stage, Student
+from distill.recipe import Student
 from distill.training.matches import Match, resolve_matches
 from distill.training.objective import Needs, Objective, encode
 from distill.training.processes import Processes, copy_from_first
 from distill.training.sparse_logits import SPARSE_KD_LOSS
+from distill.training.stage_setting import StageSetting
 from distill.training.student import StudentRun, derive_seed, student_seed
 
 MEASURED_TOKENS, FORWARD_TOKENS = 8192, 2048
@@ -25,24 +25,15 @@ micro-batches: a start does not depend on that."""
 
 
 def start_student(
-    name: str,
-    stage: Stage,
-    teacher: BertForMaskedLM | None,
-    *,
-    init: Path | None,
-    steps: int,
-    processes: Processes,
-    dtype: torch.dtype,
-    compiled: bool,
-    measured_on: StepBatches | None,
+    name: str, setting: StageSetting, teacher: BertForMaskedLM | None, *, compiled: bool, goes_on: bool
 ) -> StudentRun:
     """A student at step 0; a function of the recipe alone.
 
     Args:
         teacher: in float32 on the CPU.
-        init: the folder of the student's `init`.
-        measured_on: the stage's samples, for starts that need some; None where weights of a checkpoint follow.
+        goes_on: weights of a checkpoint follow, so that nothing needs to be measured.
     """
+    stage, processes, init = setting.stage, setting.processes, setting.paths.inits.get(name)
     settings = stage.students[name]
     if stage.teacher_cache:
         settings = settings.model_copy(update={"kd_loss": SPARSE_KD_LOSS})
@@ -62,22 +53,22 @@ def start_student(
     elif settings.init_attention:
         look_at_neighbours(model, seed=seed)
     elif settings.init_width and teacher is not None:
-        if measured_on is not None:
-            samples = _first_samples(measured_on, stage.max_seq_length)
-            way_back = _start_narrow(teacher, model, settings, samples, processes)
+        if not goes_on:
+            way_back = _start_narrow(teacher, model, settings, _first_samples(setting), processes)
     elif settings.init_layers and teacher is not None:
         copy_layers(teacher, model, settings.init_layers)
     run = StudentRun(
-        name, model, settings, matches=matches, distilled=teacher is not None, steps=steps,
-        seed_parts=(stage.seed, stage.name), device=processes.device, dtype=dtype, compiled=compiled,
+        name, model, settings, matches=matches, distilled=teacher is not None, steps=setting.steps,
+        seed_parts=(stage.seed, stage.name), device=processes.device, dtype=setting.dtype, compiled=compiled,
     )  # fmt: skip
-    if settings.init_width and measured_on is not None:
+    if settings.init_width and not goes_on:
         _start_projections(run.objective, matches, way_back, processes)
     return run
 
 
-def _first_samples(batches: StepBatches, length: int) -> list[MicroBatch]:
+def _first_samples(setting: StageSetting) -> list[MicroBatch]:
     """The stage's first samples, as many as make MEASURED_TOKENS."""
+    batches, length = setting.batches(setting.alone), setting.stage.max_seq_length
     rows, at_once = (max(1, tokens // length) for tokens in (MEASURED_TOKENS, FORWARD_TOKENS))
     return [batches.load(range(start, min(start + at_once, rows))) for start in range(0, rows, at_once)]
 
