@@ -28,6 +28,8 @@ _SECTIONS: dict[str, type[Section]] = {
     "distil": Distil,
 }  # fmt: skip
 METHODS = "distill_configs/methods"
+FIELDS = "docs/recipe.md"
+"""The page that explains every field."""
 
 
 def load_recipe(path: str | Path, overrides: Mapping[str, Any] = {}, settings: Sequence[str] = ()) -> Recipe:
@@ -218,7 +220,7 @@ def parse_value(text: str) -> Any:
 def _check_keys(found: Mapping[str, Any], known: set[str], where: str, prefix: str = "") -> None:
     for key in found:
         if key not in known:
-            raise InputError(f"{where}: unknown key '{prefix}{key}'{nearest(key, known)}")
+            raise InputError(f"{where}: unknown key '{prefix}{key}'{nearest(key, known)}; see {FIELDS}")
 
 
 def _expect_object(value: Any, where: str) -> dict:
@@ -239,5 +241,5 @@ def _first_problem(error: ValidationError, raw: dict) -> str:
     section = _SECTIONS.get(str(loc[-2])) if len(loc) > 1 else None
     place = ", ".join(str(part) for part in loc if part not in ("list[str]", "str", "(number)", "(schedule)", "(word)"))
     if problem["type"] == "extra_forbidden":
-        return f"{place}: unknown key{nearest(str(loc[-1]), section.model_fields) if section else ''}"
+        return f"{place}: unknown key{nearest(str(loc[-1]), section.model_fields) if section else ''}; see {FIELDS}"
     return describe_problem(problem, place)

@@ -1,8 +1,10 @@
 """What the documentation says can be typed: commands, options and links exist; the classifier's page is walked."""
 
+import itertools
 import json
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +25,35 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
 
 
+def typed_commands(page: Path) -> list[list[str]]:
+    """Arguments of each `distill` command in a page's shell blocks, up to a pipe: what a reader types as it stands."""
+    return arguments(line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines())
+
+
 def commands(page: Path) -> list[list[str]]:
-    """Arguments of each `distill` command in a page's shell blocks and code spans that are whole commands."""
-    lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
-    lines += re.findall(r"`(distill [a-z-]+ [^`\n]*)`", page.read_text(encoding="utf-8"))
+    """The same, and those in code spans, which may leave options out."""
+    spans = re.findall(r"`(distill [a-z-]+ [^`\n]*)`", page.read_text(encoding="utf-8"))
+    return typed_commands(page) + arguments(spans)
+
+
+def arguments(lines: Iterable[str]) -> list[list[str]]:
     found = []
     for line in lines:
         words = shlex.split(line.replace("\\|", "|"), comments=True)
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
             words.pop(0)
+        words = list(itertools.takewhile(lambda word: word != "|", words))
         if words[:1] == ["distill"]:
             found.append([word for word in words[1:] if word not in ("...", "[--")])
     return found
 
 
+TYPED = [(page.name, words) for page in PAGES for words in typed_commands(page)]
 COMMANDS = [(page.name, words) for page in PAGES for words in commands(page)]
 
 
-def check_words(words: list[str]) -> None:
-    """LookupError if the command line does not know a command or an option in it."""
+def find_command(words: list[str]) -> tuple[Any, list[str]]:
+    """The command that the words begin with, and its name; LookupError if there is none."""
     command: Any = typer.main.get_command(cli.app)
     path: list[str] = []
     while hasattr(command, "commands"):  # a group
@@ -50,6 +62,12 @@ def check_words(words: list[str]) -> None:
             raise LookupError(f"no command {' '.join([*path, name])}")
         command = command.commands[name]
         path.append(name)
+    return command, path
+
+
+def check_words(words: list[str]) -> None:
+    """LookupError if the command line does not know a command or an option in it."""
+    command, path = find_command(words)
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     known |= {"--help", "--debug"}
     if command.ignore_unknown_options:  # a recipe's fields, checked when the recipe is
@@ -63,6 +81,27 @@ def check_words(words: list[str]) -> None:
 @pytest.mark.parametrize("page, words", COMMANDS, ids=[f"{page}: {' '.join(words)[:60]}" for page, words in COMMANDS])
 def test_a_command_in_the_documentation_exists(page, words):
     check_words(words)
+
+
+@pytest.mark.parametrize("page, words", TYPED, ids=[f"{page}: {' '.join(words)[:60]}" for page, words in TYPED])
+def test_a_command_to_be_typed_is_complete(page, words):
+    """Every argument and option that it needs is there, and every value is one that its option takes."""
+    command, path = find_command(words)
+    command.make_context(" ".join(path), words[len(path) :])
+
+
+def test_a_command_that_lacks_something_would_be_noticed():
+    assert len(TYPED) > 30
+    for wrong in (["finetune", "x"], ["export", "x", "--output", "y", "--threads", "0"], ["vocab", "prune"]):
+        command, path = find_command(wrong)
+        with pytest.raises(Exception, match="Missing parameter|greater than or equal"):
+            command.make_context(" ".join(path), wrong[len(path) :])
+
+
+def test_pages_that_messages_name_are_there():
+    named = {page for file in Path(cli.__file__).parent.rglob("*.py")
+             for page in re.findall(r"docs/\w+\.md", file.read_text(encoding="utf-8"))}  # fmt: skip
+    assert len(named) > 6 and not [page for page in named if not (ROOT / page).is_file()]
 
 
 def test_a_command_that_does_not_exist_would_be_noticed():

@@ -362,9 +362,10 @@ def test_the_setting_with_the_best_mean_is_reported_not_the_luckiest_run():
     (result,) = best_results(runs)
     assert result.hyperparameters == {"epochs": 3} and result.dev == {"accuracy": 77.0}
     assert result.std == {"accuracy": 1.4142} and result.seeds == (0, 1) and result.num_settings == 3
-    assert details_table([result]).rows[0][3] == "77.00±1.41"
+    assert details_table([result]).columns[3:5] == ("Dev", "Best run")
+    assert details_table([result]).rows[0][3:5] == ("77.00±1.41", "99.00")
     (alone,) = best_results(runs[-1:])
-    assert details_table([alone]).rows[0][3] == "99.00"
+    assert details_table([alone]).rows[0][3] == "99.00" and "Best run" not in details_table([alone]).columns
 
 
 def test_results_of_a_whole_benchmark_get_its_score():
@@ -404,6 +405,25 @@ def test_a_grid_whose_means_would_mislead_or_that_numpy_cannot_seed_is_refused(t
     (tmp_path / "grid.json").write_text(json.dumps({"tasks": ["tnews"], **content}), "utf-8")
     with pytest.raises(InputError, match=message):
         load_grid(str(tmp_path / "grid.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "batches", "rates", "length", "num_seeds"),
+    [
+        ("uer", [3, 5, 8], [32, 64], [3e-5, 1e-4, 3e-4], [128], 1),
+        ("clue", [5, 8], [32], [1e-5, 1e-4, 4e-4], [128], 1),
+        ("glue", [4], [8, 16, 32, 64, 128], [3e-5, 5e-5, 1e-4, 3e-4], None, 1),
+        ("minirbt", [2, 3, 5, 10], None, None, None, 3),
+        ("minirbt-teacher", [2, 3, 5, 10], None, None, None, 3),
+    ],
+)
+def test_published_searches(name, epochs, batches, rates, length, num_seeds):
+    grid = load_grid(name)
+    values = grid.grid
+    assert (values.epochs, values.batch_size, values.max_length) == (epochs, batches, length)
+    assert (values.learning_rate and sorted(values.learning_rate)) == rates and len(grid.seeds) == num_seeds
+    starts = dict.fromkeys(("rte", "sts-b", "mrpc", "qnli"), "mnli-m")
+    assert grid.start_from == (starts if name == "glue" else {})
 
 
 def test_published_rates_of_small_models():

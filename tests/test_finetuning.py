@@ -124,7 +124,19 @@ def result(model, task, dev, std=0.5):
     names = tuple(f"m{i}" for i in range(len(dev)))
     values = dict(zip(names, dev, strict=True))
     return Result(
-        model, task, "text", names, {"epochs": 3}, values, dict.fromkeys(names, std), None, None, None, (0, 1), 4
+        model,
+        task,
+        "text",
+        names,
+        {"epochs": 3},
+        values,
+        dict.fromkeys(names, std),
+        values,
+        None,
+        None,
+        None,
+        (0, 1),
+        4,
     )
 
 
@@ -179,6 +191,20 @@ def test_models_are_timed_in_turns(project):
     for timing in timings:
         assert timing.num_forwards == 5 and 0 < timing.p50_ms <= timing.p95_ms
         assert timing.tokens_per_second == pytest.approx(1000 * timing.batch_size * 16 / timing.p50_ms, rel=1e-2)
+
+
+def test_lengths_that_no_model_reads_are_not_timed_by_default(project, monkeypatch, capsys):
+    project.model("short", max_position_embeddings=48)
+    asked = []
+
+    def times(models, shapes, **others):
+        asked.extend(shapes)
+        return [Timing(name, *vars(shape).values(), 1.0, 1.0, 1.0, 5) for shape in shapes for name in models]
+
+    monkeypatch.setattr("distill.downstream.latency.measure_latency", times)
+    monkeypatch.setattr("distill.downstream.latency.peak_memory", lambda *shape: 1.0)
+    assert run("latency", "teacher", "short", "--threads", "1") == 0
+    assert asked == make_shapes([1, 32], [32, 48], [1])
 
 
 @pytest.mark.slow

@@ -9,10 +9,10 @@ import pytest
 from fixtures_cli import complaint, run
 from test_finetune import GOOD, make_task, train, write_encoder
 
-from distill.downstream.encoding import score_record
-from distill.downstream.examples import ChoiceQuestion, TextExample
+from distill.downstream.encoding import answer_record, score_record
+from distill.downstream.examples import ChoiceQuestion, Entity, TaggedText, TextExample
 from distill.downstream.grid import Run
-from distill.downstream.label_report import confusion_table, label_table
+from distill.downstream.label_report import confusion_table, label_reports, label_table
 from distill.downstream.run import write_task_file
 from distill.downstream.submission import CLUE_FILES, GLUE_FILES, check_submission, submit_best, write_submission
 from distill.downstream.task import load_task, task_names
@@ -88,6 +88,7 @@ def test_a_task_of_no_benchmark_has_no_submission(tmp_path):
 @pytest.mark.parametrize(("task", "arguments", "words"), [
     ("lcqmc", ["--output", "a.jsonl", "--submission", "s"], "lcqmc: neither CLUE nor GLUE takes answers for it"),
     ("tnews", ["--output", "."], ".: a folder is there; name a file"),
+    ("cluener", ["--output", "a.jsonl", "--scores"], "--scores writes the scores of labels and choices, but cluener"),
 ])  # fmt: skip
 def test_what_cannot_be_written_is_said_before_the_model_is_read(task, arguments, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -113,6 +114,30 @@ def test_labels_against_counts_by_hand():
         ("c", "0.00", "0.00", "0.00", "0"),
     )
     assert confusion_table("abc", gold, told).rows == (("a", "2", "1", "0"), ("b", "0", "1", "0"), ("c", "0", "0", "0"))
+
+
+def test_entity_types_against_counts_by_hand():
+    """Two names, of which one is found, and one that is none; of a game the end is wrong; nobody has an address."""
+    examples = [TaggedText("0", "甲乙丙丁戊", (Entity(0, 1, "name"), Entity(2, 4, "game"))),
+                TaggedText("1", "甲乙", (Entity(0, 0, "name"),))]  # fmt: skip
+    told = [{Entity(0, 1, "name"), Entity(2, 3, "game"), Entity(4, 4, "name")}, set()]
+    records = [answer_record(example, answer) for example, answer in zip(examples, told, strict=True)]
+    (table,) = label_reports("tags", ("name", "game", "address"), examples, records)
+    assert table.columns == ("Label", "Precision", "Recall", "F1", "Entities")
+    assert table.rows == (
+        ("name", "50.00", "50.00", "50.00", "2"),
+        ("game", "0.00", "0.00", "0.00", "1"),
+        ("address", "0.00", "0.00", "0.00", "0"),
+    )
+    assert label_reports("span", (), examples, records) == []
+
+
+def test_many_labels_have_no_confusion_matrix():
+    labels = [str(number) for number in range(21)]
+    examples = [TextExample(label, ("x",), label) for label in labels]
+    records = [{"label": label} for label in labels]
+    assert [table.columns[0] for table in label_reports("classification", labels, examples, records)] == ["Label"]
+    assert len(label_reports("classification", labels[:20], examples[:20], records[:20])) == 2
 
 
 @pytest.fixture(scope="module")

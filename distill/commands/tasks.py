@@ -159,21 +159,27 @@ def predict(
         str | None,
         typer.Option("--input", help="answer this file instead, in the task's format; - reads JSON lines from stdin"),
     ] = None,
-    scores: Annotated[bool, typer.Option("--scores", help="also write probabilities and logits")] = False,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="also write probabilities and logits of labels or choices")
+    ] = False,
     submission: Annotated[
         Path | None, typer.Option(help="also write the file to submit to CLUE or GLUE into this folder, and check it")
     ] = None,
 ) -> None:
     """Answer a split or a file with a fine-tuned model.
 
-    If the labels are known, its metrics are printed, too.
+    If the labels are known, metrics are printed, too, and precision, recall and F1 of every label or entity type.
     """
     from distill.downstream.run import read_task_file
     from distill.downstream.submission import submission_file, write_submission
+    from distill.downstream.task import SCORED_KINDS
     from distill.downstream.task_data import load_input, load_task_data
     from distill.places import check_writable, check_writable_file
 
     task, labels, _ = read_task_file(model)
+    if scores and task.kind not in SCORED_KINDS:
+        raise InputError(f"command line: --scores writes the scores of labels and choices, but {task.name} is a "
+                         f"{task.kind} task; leave it out")  # fmt: skip
     if submission is not None:
         submission_file(submission, task)  # a task of no benchmark is said before torch is imported
         check_writable(submission)
@@ -182,7 +188,7 @@ def predict(
     check_writable_file(output)
     from distill.downstream.finetune import predict as answer
     from distill.downstream.finetune import write_records
-    from distill.downstream.label_report import MOST_COLUMNS, confusion_table, label_table
+    from distill.downstream.label_report import label_reports
     from distill.downstream.scores import to_markdown
 
     for line in found.splits[split].notes:
@@ -190,12 +196,9 @@ def predict(
     records, metrics = answer(model, found, split, with_scores=scores)
     write_records(output, records)
     typer.echo(f"{output}: {len(records):,} answers" + (f"; {_told(metrics)}" if metrics else ""))
-    examples: Any = found.splits[split].examples
-    if metrics and task.kind == "classification":
-        gold, told = [example.label for example in examples], [record["label"] for record in records]
-        typer.echo(to_markdown(label_table(labels, gold, told)), nl=False)
-        if len(labels) <= MOST_COLUMNS:
-            typer.echo(to_markdown(confusion_table(labels, gold, told)), nl=False)
+    examples = found.splits[split].examples
+    for table in label_reports(task.kind, labels, examples, records) if metrics else ():
+        typer.echo(to_markdown(table), nl=False)
     if submission is not None:
         path = write_submission(submission, task, records, [example.id for example in examples], labels)
         typer.echo(f"{path}: checked, {len(records):,} rows")
@@ -306,7 +309,8 @@ def latency(
         list[int] | None, typer.Option(min=1, help="sequences in a forward; repeatable; default: 1 and 32")
     ] = None,
     length: Annotated[
-        list[int] | None, typer.Option(min=1, help="tokens of a sequence; repeatable; default: 32, 128, 512")
+        list[int] | None,
+        typer.Option(min=1, help="tokens of a sequence; repeatable; default: 32, 128, 512, as far as all models go"),
     ] = None,
     threads: Annotated[
         list[int] | None, typer.Option(min=1, help="threads on a CPU; repeatable; default: 1 and all cores")
@@ -324,6 +328,7 @@ def latency(
     from distill.durable import write_json
     from distill.finetuning import name_models
     from distill.machine import num_cores
+    from distill.modeling.config import load_config
     from distill.modeling.models import find_model
     from distill.places import check_writable_file
     from distill.progress import show_progress
@@ -331,7 +336,9 @@ def latency(
     if output is not None:
         check_writable_file(output)
     found = name_models({name: find_model(name) for name in models})
-    shapes = make_shapes(batch_size or (1, 32), length or (32, 128, 512), threads or (1, num_cores()))
+    positions = min(load_config(folder).max_position_embeddings for folder in found.values())
+    lengths = length or [min(length, positions) for length in (32, 128, 512)]
+    shapes = make_shapes(batch_size or (1, 32), lengths, threads or (1, num_cores()))
     with show_progress("timing", len(shapes), "shape") as advance:
         timings = measure_latency(found, shapes, seconds=seconds, progress=advance)
     largest = max(shapes, key=lambda shape: shape.batch_size * shape.length)

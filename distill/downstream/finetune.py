@@ -37,7 +37,7 @@ from distill.downstream.examples import texts_of
 from distill.downstream.metrics import mean_score
 from distill.downstream.run import METRICS_FILE, Distillation, Hyperparameters, read_task_file, write_task_file
 from distill.downstream.sharing import LabelObjective
-from distill.downstream.task import Task
+from distill.downstream.task import SCORED_KINDS, Task
 from distill.downstream.task_data import TaskData, can_score, require_labels
 from distill.downstream.task_model import collator, load_finetuned, load_for_finetuning, save_finetuned
 from distill.downstream.trainer import (
@@ -176,7 +176,7 @@ def predict(
         scores: Any = trainer.predict(encoded.features).predictions  # type: ignore[arg-type]
     answers = encoded.answers(scores)
     records = [answer_record(example, answer) for example, answer in zip(found.examples, answers, strict=True)]
-    if with_scores and task.kind in ("classification", "choice"):
+    if with_scores and task.kind in SCORED_KINDS:
         for record, example, row in zip(records, found.examples, scores, strict=True):
             record |= score_record(example, labels, row)
     return records, measure(task, found.examples, labels, answers) if can_score(task, found) else None

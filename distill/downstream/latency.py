@@ -23,6 +23,7 @@ from transformers import BertModel
 from distill.downstream.scores import Table, to_cell
 from distill.errors import InputError
 from distill.machine import num_cores, processor_name
+from distill.modeling.config import load_config
 from distill.modeling.models import load_masked_lm
 
 WARM_UP = 2
@@ -74,10 +75,10 @@ def measure_latency(
         InputError: a length over a model's positions; see load_masked_lm for the rest.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for name, folder in models.items():
+        check_lengths(name, load_config(folder).max_position_embeddings, [shape.length for shape in shapes])
     encoders = {name: load_masked_lm(folder, need_head=False).bert.eval().to(device)
                 for name, folder in models.items()}  # fmt: skip
-    for name, encoder in encoders.items():
-        check_lengths(name, encoder.config.max_position_embeddings, [shape.length for shape in shapes])
     timings = []
     for shape in shapes:
         with using_threads(shape.threads):

@@ -28,6 +28,8 @@ class Result:
     dev: dict[str, float]
     std: dict[str, float]
     """Sample standard deviation over the seeds; 0 for one."""
+    best_run: dict[str, float]
+    """Dev metrics of the single best run of all settings and seeds: luck included."""
     test: dict[str, float] | None
     dev_unseen: dict[str, float] | None
     """On the rows of dev that do not stand in train; None if all are such."""
@@ -64,10 +66,13 @@ def _best(model: str, task: str, settings: Mapping[tuple, Sequence[Mapping[str, 
     complete = sorted(setting for setting in settings if len(settings[setting]) == most)
     best = max(complete, key=lambda setting: mean_score(means[setting], names))
     runs = settings[best]
+    luckiest = max((run["dev"]["metrics"] for tried in settings.values() for run in tried),
+                   key=lambda metrics: mean_score(metrics, names))  # fmt: skip
     values = {name: [run["dev"]["metrics"][name] for run in runs] for name in names}
     return Result(
         model, task, runs[0]["texts"], names, dict(best), means[best],
         {name: round(stdev(found), DIGITS) if len(found) > 1 else 0.0 for name, found in values.items()},
+        {name: luckiest[name] for name in names},
         _means_if_measured([run.get("test") for run in runs], names),
         _means_if_measured([run["dev"].get("unseen") for run in runs], names),
         _means_if_measured([(run.get("test") or {}).get("unseen") for run in runs], names),
@@ -95,14 +100,16 @@ def as_cells(results: Iterable[Result]) -> dict[str, dict[str, Cell]]:
 def details_table(results: Iterable[Result]) -> Table:
     """A row a model and task: mean on dev, its deviation over several seeds, test, setting, seeds, and text columns.
 
-    "Unseen" are the rows whose texts do not stand in train; columns that nobody has are left out.
+    Where there are several seeds, "Best run" is the single best one beside the mean. "Unseen" are the rows whose texts
+    do not stand in train; columns that nobody has are left out.
     """
     rows = []
     for r in results:
         setting = ", ".join(f"{name} {value:g}" for name, value in r.hyperparameters.items())
         deviation = {name: f"±{r.std[name]:.2f}" if len(r.seeds) > 1 else "" for name in r.metric_names}
         dev = "/".join(f"{r.dev[name]:.2f}{deviation[name]}" for name in r.metric_names)
-        others = [_shown(metrics, r.metric_names) for metrics in (r.dev_unseen, r.test, r.test_unseen)]
+        best_run = r.best_run if len(r.seeds) > 1 else None
+        others = [_shown(metrics, r.metric_names) for metrics in (best_run, r.dev_unseen, r.test, r.test_unseen)]
         counts = (str(len(r.seeds)), str(r.num_settings))
         rows.append((r.model, r.task, "/".join(r.metric_names), dev, *others, *counts, setting, r.texts))
     head = (
@@ -110,6 +117,7 @@ def details_table(results: Iterable[Result]) -> Table:
         "Task",
         "Metrics",
         "Dev",
+        "Best run",
         "Dev unseen",
         "Test",
         "Test unseen",
@@ -118,7 +126,7 @@ def details_table(results: Iterable[Result]) -> Table:
         "Best",
         "Texts",
     )
-    empty = {i for i in (4, 5, 6) if all(row[i] == MISSING for row in rows)}
+    empty = {i for i in (4, 5, 6, 7) if all(row[i] == MISSING for row in rows)}
     kept = [i for i in range(len(head)) if i not in empty]
     return Table(tuple(head[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in rows))
 

@@ -25,6 +25,8 @@ METRICS: dict[str, tuple[str, ...]] = {
     "choice": ("accuracy",),
 }
 """The metrics of each kind, all in percent; see metrics.py."""
+SCORED_KINDS = ("classification", "choice")
+"""Kinds of which a row has one score for each of a few answers."""
 NUM_TEXTS = {"classification": (1, 2), "regression": (1, 2), "span": (2, 2), "tags": (1, 1), "choice": (2, 2)}
 
 
@@ -136,5 +138,5 @@ def _first_problem(error: ValidationError) -> str:
     place = ".".join(str(part) for part in problem["loc"] if part not in ("str", "list[str]"))
     if problem["type"] == "extra_forbidden":
         fields = Defaults.model_fields if len(problem["loc"]) > 1 else Task.model_fields
-        return f"unknown key '{problem['loc'][-1]}'{nearest(str(problem['loc'][-1]), fields)}"
+        return f"unknown key '{problem['loc'][-1]}'{nearest(str(problem['loc'][-1]), fields)}; see docs/tasks.md"
     return describe_problem(problem, place)
