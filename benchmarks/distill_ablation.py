@@ -32,7 +32,7 @@ from transformers import BertForMaskedLM
 from distill.corpus.batches import MicroBatch
 from distill.modeling.models import load_config
 from distill.training import loop, objective
-from distill.training.objective import Features, Needs, encode
+from distill.training.encoder import Features, Needs, encode
 
 Patch = Callable[[], contextlib.AbstractContextManager]
 

@@ -37,7 +37,7 @@ from distill.corpus.masking import MaskVocabulary
 from distill.corpus.rows import PackedRows
 from distill.modeling.models import load_config, load_masked_lm, load_tokenizer
 from distill.training import stage as stage_module
-from distill.training.objective import Needs, encode
+from distill.training.encoder import Needs, encode
 from distill.training.processes import Processes
 from distill.training.teacher_shards import load_shard
 

@@ -11,7 +11,7 @@ from distill.corpus.batches import DevBatches, StepBatches
 from distill.corpus.masking import MaskVocabulary
 from distill.corpus.packer import Packer
 from distill.corpus.rows import PackedRows, RowWriter
-from distill.training.objective import Needs, encode
+from distill.training.encoder import Needs, encode
 
 PAD, CLS, SEP, LENGTH = 0, 2, 3, 24
 VOCABULARY = MaskVocabulary(mask_id=4, ordinary_ids=np.arange(10, 60), special_ids=np.arange(5), vocab_size=60)

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from distill.errors import InputError
 from distill.recipe import Student
 from distill.training import accounting
+from distill.training.encoder import Needs
 from distill.training.loop import StageStopped, TeacherPass, run_steps
 from distill.training.matches import resolve_matches
-from distill.training.objective import Needs
 from distill.training.optimizer import check_scheduler, parameter_groups
 from distill.training.precision import autocast_for
 from distill.training.student import StudentRun

@@ -6,7 +6,7 @@ from tiny import LENGTH, make_batch, tiny_config, tiny_model
 
 from distill.errors import InputError
 from distill.modeling.narrow import check_narrowing, narrow_teacher, spread_layers
-from distill.training.objective import Needs, encode
+from distill.training.encoder import Needs, encode
 
 BATCHES = [make_batch([LENGTH, 9, 12, LENGTH], [3, 1, 2, 1], seed=seed) for seed in range(4)]
 OTHER = make_batch([LENGTH, 11], [4, 2], seed=9)

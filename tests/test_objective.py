@@ -10,10 +10,11 @@ from tiny import ALONE, LENGTH, cut_batch, make_batch, tiny_config, tiny_model
 from distill.errors import InputError
 from distill.modeling.models import build_model
 from distill.recipe import Student
+from distill.training.encoder import Needs, encode
 from distill.training.loop import UNITS, TeacherPass, count_units
 from distill.training.losses import MASKED
 from distill.training.matches import resolve_matches
-from distill.training.objective import Needs, Objective, check_kd_loss, encode
+from distill.training.objective import Objective, check_kd_loss
 from distill.training.precision import autocast_for
 from distill.training.student import StudentRun
 

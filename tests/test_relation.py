@@ -6,6 +6,7 @@ import torch
 from textbrewer.configurations import IntermediateMatch
 from tiny import ALONE, LENGTH, make_batch, tiny_config, tiny_model
 
+from distill.training.encoder import Needs, encode
 from distill.training.loop import TeacherPass
 from distill.training.losses import (
     TOKENS,
@@ -17,7 +18,7 @@ from distill.training.losses import (
     sample_relation_divergence,
 )
 from distill.training.matches import resolve_matches
-from distill.training.objective import Needs, Objective, encode
+from distill.training.objective import Objective
 from distill.training.precision import autocast_for
 
 TEACHER = tiny_config(layers=4, width=32, heads=4, initializer_range=0.2)

@@ -5,8 +5,9 @@ import torch
 from textbrewer.losses import kd_ce_loss
 from tiny import LENGTH, make_batch, tiny_config, tiny_model
 
+from distill.training.encoder import Features, Needs, encode
 from distill.training.losses import MASKED
-from distill.training.objective import Features, Needs, Objective, encode
+from distill.training.objective import Objective
 from distill.training.sparse_logits import SparseLogits, ce_sparse, draw_tokens, keep_likeliest
 
 TOKENS, VOCABULARY, TEMPERATURE = 6, 200, 2.0

@@ -4,7 +4,7 @@ Item k of StepBatches is optimiser step k. A torch DataLoader with batch_size=No
 runs it in worker processes; their number changes nothing, because order.py decides everything from the sample number.
 
 With `document_attention` the batch says which document of its row each token belongs to, so that the encoder can keep
-them apart (training/objective.py), and positions restart at each document.
+them apart (training/encoder.py), and positions restart at each document.
 B sequences, L tokens, N masked tokens.
 """
 

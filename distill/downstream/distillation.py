@@ -28,9 +28,9 @@ from distill.downstream.task_model import check_model, load_finetuned
 from distill.errors import InputError
 from distill.modeling.config import load_config
 from distill.modeling.models import check_same_tokens, load_tokenizer
+from distill.training.encoder import capture_vectors, needs_of
 from distill.training.losses import SEQUENCES, loss_unit
 from distill.training.matches import Match, resolve_matches
-from distill.training.objective import capture_vectors, needs_of
 
 _NEVER = -1e4
 """The score of padding: its probability is 0 in float32 and in bfloat16."""

@@ -16,8 +16,8 @@ from transformers import BertConfig
 from distill.corpus.batches import MicroBatch
 from distill.modeling.counting import flops_per_token
 from distill.recipe import Student
+from distill.training.encoder import needs_by_attention, needs_of
 from distill.training.matches import Match
-from distill.training.objective import needs_by_attention, needs_of
 from distill.training.processes import Processes, sum_over_processes, wait_for_all
 
 PEAK_SECONDS = 0.4

@@ -17,7 +17,8 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from distill.corpus.batches import MicroBatch
 from distill.errors import InputError
-from distill.training.objective import Features, Needs, Objective, Share, encode
+from distill.training.encoder import Features, Needs, encode
+from distill.training.objective import Objective, Share
 
 Loss = Callable[[MicroBatch, Features | None, Share], tuple[Tensor, dict[str, Tensor]]]
 Encode = Callable[[BertForMaskedLM, MicroBatch, Needs], Features]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from transformers import BertForMaskedLM
 
 from distill.corpus.batches import MicroBatch
-from distill.training.objective import Needs, encode
+from distill.training.encoder import Needs, encode
 from distill.training.precision import Autocast
 from distill.training.processes import Processes, sum_over_processes
 from distill.training.signals import StopRequest

@@ -22,8 +22,8 @@ from transformers import BertForMaskedLM
 from distill.corpus.batches import MicroBatch
 from distill.training.accounting import Clock
 from distill.training.compiling import compile_encode
+from distill.training.encoder import Features, Needs, encode, needs_by_attention
 from distill.training.losses import MASKED, SEQUENCES, TOKEN_PAIRS, TOKENS, UNITS
-from distill.training.objective import Features, Needs, encode, needs_by_attention
 from distill.training.precision import Autocast
 from distill.training.processes import Processes, sum_gradients, sum_over_processes
 from distill.training.signals import StopRequest

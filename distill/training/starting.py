@@ -12,8 +12,9 @@ from distill.modeling.models import build_model, load_config, load_masked_lm
 from distill.modeling.narrow import WayBack, narrow_teacher
 from distill.modeling.neighbours import look_at_neighbours
 from distill.recipe import Student
+from distill.training.encoder import Needs, encode
 from distill.training.matches import Match, resolve_matches
-from distill.training.objective import Needs, Objective, encode
+from distill.training.objective import Objective
 from distill.training.processes import Processes, copy_from_first
 from distill.training.sparse_logits import SPARSE_KD_LOSS
 from distill.training.stage_setting import StageSetting

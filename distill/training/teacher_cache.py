@@ -31,8 +31,8 @@ from distill.corpus.masking import MaskVocabulary
 from distill.corpus.order import sample_key
 from distill.json_file import read_json
 from distill.recipe import MaskSchedule, Stage
+from distill.training.encoder import Features
 from distill.training.loop import TeacherPass
-from distill.training.objective import Features
 from distill.training.sparse_logits import SparseLogits, keep_likeliest
 from distill.training.teacher_shards import DamagedShard, SparseShard, join_shards, load_shard
 
