@@ -1,4 +1,4 @@
-"""Facts of this machine that need no torch and put no context on a GPU, which processes to come may need."""
+"""Facts of this machine, and the environment of processes to come: no torch, and no context on a GPU they may need."""
 
 import os
 import platform
@@ -41,3 +41,9 @@ def cpuinfo(key: str) -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment, for a Python that imports the same package wherever it is started."""
+    package_root = str(Path(__file__).resolve().parent.parent)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))}

@@ -1,11 +1,13 @@
 """Imports point down only: this is what keeps the rooms apart."""
 
 import ast
+import os
 from pathlib import Path
 
 import pytest
 
 import distill
+from distill.machine import child_environment
 
 ROOT = Path(distill.__file__).resolve().parent
 ORDER = """
@@ -55,3 +57,7 @@ def test_recipe_and_command_line_import_no_torch():
 
     code = "import sys, distill.recipe, distill.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent).returncode == 0
+
+
+def test_processes_that_are_started_import_the_package_from_where_this_one_did():
+    assert Path(child_environment()["PYTHONPATH"].split(os.pathsep)[0]) == ROOT.parent

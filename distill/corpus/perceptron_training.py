@@ -24,6 +24,7 @@ from distill.corpus.text import iter_lines
 from distill.durable import write_whole
 from distill.errors import InputError
 from distill.json_file import read_json
+from distill.machine import child_environment
 
 logger = logging.getLogger(__name__)
 
@@ -145,11 +146,10 @@ def _warn_of_memory(characters: int) -> None:
 
 
 def _run_trainer(job: dict[str, object]) -> dict[str, float]:
-    package_root = str(Path(__file__).parents[2])
-    environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "distill.corpus.perceptron_training", json.dumps(job)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", errors="replace")
+    done = subprocess.run(
+        command, env=child_environment(), capture_output=True, text=True, encoding="utf-8", errors="replace"
+    )
     for line in (done.stdout + done.stderr).splitlines():
         logger.debug("LTP: %s", line)
     result = Path(str(job["folder"])) / "result.json"

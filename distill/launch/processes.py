@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from distill.errors import InputError
 from distill.launch.interruption import handling
+from distill.machine import child_environment
 from distill.training.metrics import StatusFile, read_status
 
 CHILD = "DISTILL_CHILD"
@@ -68,9 +69,9 @@ class Cluster:
         Raises:
             InputError: one of them is not a sensible number.
         """
-        nproc = os.environ.get("NPROC") or str(visible_gpus() or 1)
-        values = {"NPROC": nproc, "NNODES": os.environ.get("NNODES") or "1"}
-        values |= {
+        values = {
+            "NPROC": os.environ.get("NPROC") or str(visible_gpus() or 1),
+            "NNODES": os.environ.get("NNODES") or "1",
             "NODE_RANK": os.environ.get("NODE_RANK") or "0",
             "MASTER_PORT": os.environ.get("MASTER_PORT") or "29500",
         }
@@ -78,10 +79,10 @@ class Cluster:
             least = 0 if name == "NODE_RANK" else 1
             if not value.isdecimal() or int(value) < least:
                 raise InputError(f"environment variable {name}: expected a whole number from {least}, found '{value}'")
-        nproc_n, nnodes, node_rank, port = (int(value) for value in values.values())
+        nproc, nnodes, node_rank, port = map(int, values.values())
         if node_rank >= nnodes:
             raise InputError(f"NODE_RANK {node_rank} does not fit NNODES {nnodes}: ranks count from 0")
-        return cls(nproc_n, nnodes, node_rank, os.environ.get("MASTER_ADDR") or "127.0.0.1", port)
+        return cls(nproc, nnodes, node_rank, os.environ.get("MASTER_ADDR") or "127.0.0.1", port)
 
     @property
     def world_size(self) -> int:
@@ -161,10 +162,7 @@ def tell_failure(status: StatusFile, message: str, code: int, *, is_final: bool 
 
 
 def _environment(cluster: Cluster) -> dict[str, str]:
-    environment = {**os.environ, CHILD: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
+    environment = {**child_environment(), CHILD: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     if cluster.world_size > 1:
         environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SAVE_SECONDS)
     if cluster.nproc > 1:
