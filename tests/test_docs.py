@@ -13,6 +13,8 @@ import typer
 from fixtures_cli import run
 
 from distill import cli
+from distill.downstream.task import Task
+from distill.errors import InputError
 from distill.recipe_file import resolve_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,14 +133,39 @@ def test_every_page_is_linked_from_another():
     assert not [page.name for page in PAGES if page.parent.name == "docs" and page not in linked]
 
 
-def test_recipes_in_the_documentation_are_recipes():
-    found = 0
-    for page in PAGES:
-        for block in blocks(page, "json"):
-            if block.lstrip().startswith('{"output_dir"'):
-                resolve_recipe(json.loads(block), where=page.name)
-                found += 1
-    assert found >= 1
+JSON = [(page.name, block) for page in PAGES for block in blocks(page, "json")]
+
+
+def as_recipe(value: dict[str, Any]) -> dict[str, Any]:
+    """A whole recipe around the part of one that a page shows: one stage, stages, a section, fields of a student."""
+    if "output_dir" in value:
+        return value
+    stages = [value] if "students" in value else [{"name": "one", "students": {"small": {"config": "small.json"}}}]
+    fields = {} if "students" in value else value
+    whole = {"output_dir": "out", "stages": fields.pop("stages", stages)}
+    whole |= {"finetune": fields.pop("finetune")} if "finetune" in fields else {}
+    data = {"text": ["text"], "segmenter": "words"}
+    return {**whole, "defaults": {"data": data, "steps": 2, "max_seq_length": 32, "global_batch_size": 2, **fields}}
+
+
+@pytest.mark.parametrize("page, block", JSON, ids=[f"{page}: {block[:30]}" for page, block in JSON])
+def test_json_in_the_documentation_is_a_recipe_a_part_of_one_or_a_task(page, block):
+    value = json.loads(block if block.startswith("{") else f"{{{block}}}")
+    if "kind" in value:
+        Task.model_validate(value)
+    else:
+        assert resolve_recipe(as_recipe(value), where=page).stages
+
+
+def test_a_field_in_the_documentation_that_does_not_exist_would_be_noticed():
+    assert len(JSON) > 8
+    for wrong in (
+        {"stages": [{"name": "one", "stepps": 3, "students": {}}]},
+        {"matchs": []},
+        {"finetune": {"task": []}},
+    ):
+        with pytest.raises(InputError):
+            resolve_recipe(as_recipe(wrong), where="page")
 
 
 @pytest.mark.slow
