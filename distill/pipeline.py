@@ -103,7 +103,7 @@ def train_stages(
     stages = [recipe.stage(only_stage)] if only_stage else recipe.stages
     plans = plan_checked(recipe, stages, allow_changes=allow_changes)
     _check_made_before(stages, plans, only_stage)
-    run_pass = functools.partial(_run_pass, output=output, cluster=cluster, show=show, plugins=plugins)
+    run_pass = functools.partial(_run_pass, cluster=cluster, show=show, plugins=plugins)
     if cluster.node_rank == 0:
         leading = Leader(output, cluster.nnodes) if cluster.nnodes > 1 else nullcontext()
         with at_work(output, show) as work:
@@ -151,7 +151,7 @@ def _prepare(
     """The packed dataset of every stage that is not finished; from now on the folder counts as this recipe's."""
     output = Path(recipe.output_dir)
     # All text is read before the first stage trains.
-    packed = {name: prepare_data(plan, output, show) for name, plan in unfinished_plans(stages, plans).items()}
+    packed = {name: prepare_data(plan, show) for name, plan in unfinished_plans(stages, plans).items()}
     if not allow_changes:
         check_unchanged(recipe, unfinished_plans(stages, plans))  # what a segmenter trained only now has changed
     record_changes(output, find_changes(recipe, unfinished_plans(stages, plans)))
@@ -164,11 +164,10 @@ def _lead(
     leader: Leader | None, run_pass: Callable[..., None], show: Callable[[str], None], *, max_restarts: int,
 ) -> None:  # fmt: skip
     """What `train_stages` does on node 0 when all is checked and prepared and nobody else is at work."""
-    output = Path(recipe.output_dir)
     restarts = 0
     for stage in stages:
-        while students := missing_students(plans[stage.name], output):
-            hand_over(plans[stage.name], students, output, packed[stage.name])
+        while students := missing_students(plans[stage.name]):
+            hand_over(plans[stage.name], students, packed[stage.name])
             if leader is None:
                 run_pass(plans[stage.name], students, max_restarts=max_restarts)
                 continue
@@ -203,19 +202,18 @@ def _follow(
 
 
 def _run_pass(
-    plan: StagePlan, students: list[str], *, output: Path, cluster: Cluster, show: Callable[[str], None], **options: Any
+    plan: StagePlan, students: list[str], *, cluster: Cluster, show: Callable[[str], None], **options: Any
 ) -> None:
     """Runs this node's processes of one pass of a stage; `options` are `run_stage_processes`'."""
     show(describe_stage(plan, students, cluster))
     start = time.monotonic()
-    folder = output / "stages" / plan.stage.name
-    folder.mkdir(parents=True, exist_ok=True)
-    passes = _node_file(folder / PASSES_FILE, cluster.node_rank)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    passes = _node_file(plan.folder / PASSES_FILE, cluster.node_rank)
     with record_pass(passes, students=students, processes=cluster.world_size):
         run_stage_processes(
-            output / "recipe.json", plan.stage.name, cluster=cluster, show=show,
-            status_file=status_path(output, plan.stage, cluster.node_rank),
-            log_file=_node_file(folder / "log.txt", cluster.node_rank), **options,
+            plan.output / "recipe.json", plan.stage.name, cluster=cluster, show=show,
+            status_file=status_path(plan.output, plan.stage, cluster.node_rank),
+            log_file=_node_file(plan.folder / "log.txt", cluster.node_rank), **options,
         )  # fmt: skip
     show(f"{plan.stage.name}: finished {', '.join(students)} in {show_duration(time.monotonic() - start)}")
 
@@ -235,45 +233,45 @@ def unfinished_students(plan: StagePlan) -> list[str]:
     return [name for name, model in plan.students.items() if not (model.folder / "config.json").exists()]
 
 
-def missing_students(plan: StagePlan, output: Path) -> list[str]:
+def missing_students(plan: StagePlan) -> list[str]:
     """The students to train in the next pass: those of an unfinished checkpoint, else all that have no model folder."""
     missing = unfinished_students(plan)
-    started = checkpoint_students(output / "stages" / plan.stage.name / "checkpoints")
+    started = checkpoint_students(plan.checkpoints)
     again = [name for name in missing if name in started]
     return again if again and set(started) <= set(plan.students) else missing
 
 
-def dataset_note(plan: StagePlan, output: Path) -> Path:
+def dataset_note(plan: StagePlan) -> Path:
     """The small file that says which packed dataset a stage reads; it exists when that dataset is ready."""
-    return output / "stages" / plan.stage.name / "dataset.json"
+    return plan.folder / "dataset.json"
 
 
-def prepare_data(plan: StagePlan, output: Path, show: Callable[[str], None]) -> Path:
+def prepare_data(plan: StagePlan, show: Callable[[str], None]) -> Path:
     """The packed dataset that a stage reads, made if it is not there."""
     return prepare_dataset(
-        plan.stage.data, tokenizer=plan.tokenizer, max_seq_length=plan.stage.max_seq_length, folder=output / "data",
-        processes=os.cpu_count() or 1, progress=show_progress, report=show,
+        plan.stage.data, tokenizer=plan.tokenizer, max_seq_length=plan.stage.max_seq_length,
+        folder=plan.output / "data", processes=os.cpu_count() or 1, progress=show_progress, report=show,
     )  # fmt: skip
 
 
-def hand_over(plan: StagePlan, students: list[str], output: Path, packed: Path) -> None:
+def hand_over(plan: StagePlan, students: list[str], packed: Path) -> None:
     """Leaves what the stage's processes will read: where the dataset is, and no checkpoints of another pass."""
-    record_inputs(plan, output)
-    record_settings(plan, students, output)
-    clear_other_checkpoints(output / "stages" / plan.stage.name / "checkpoints", students)
-    write_json(dataset_note(plan, output), {"path": str(packed)})
+    record_inputs(plan)
+    record_settings(plan, students)
+    clear_other_checkpoints(plan.checkpoints, students)
+    write_json(dataset_note(plan), {"path": str(packed)})
 
 
-def record_settings(plan: StagePlan, students: list[str], output: Path) -> None:
+def record_settings(plan: StagePlan, students: list[str]) -> None:
     """Writes down what `students` are trained with, for their cards: a later run's recipe may say something else."""
-    path = output / "stages" / plan.stage.name / SETTINGS_FILE
-    before = RunFolder(output, {"stages": []}).json_at(path)
+    path = plan.folder / SETTINGS_FILE
+    before = RunFolder(plan.output, {"stages": []}).json_at(path)
     kept = before.get("students")
     models = [plan.teacher, *plan.inits.values()]
     given = {
         model.name: {"folder": str(model.folder.absolute()), "is_from_hub": not Path(model.name).is_dir()}
         for model in models
-        if model and not model.folder.is_relative_to(output / "models")
+        if model and not model.folder.is_relative_to(plan.output / "models")
     }
     stage = plan.stage.model_dump()
     write_json(path, {
@@ -290,7 +288,7 @@ def describe_plan(
     lines = []
     plans = plan_checked(recipe, stages, allow_changes=allow_changes)
     for plan in (plans[stage.name] for stage in stages):
-        students = missing_students(plan, Path(recipe.output_dir))
+        students = missing_students(plan)
         if not students:
             lines.append(f"{plan.stage.name}: finished")
             continue

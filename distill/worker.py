@@ -21,7 +21,7 @@ from distill.pipeline import (
     prepare_data,
     status_path,
 )
-from distill.recipe import Recipe
+from distill.recipe import Recipe, Stage
 from distill.release.card import first_cards, minimal_card
 from distill.release.run_folder import RunFolder
 from distill.run.changes import find_changes, record_changes
@@ -57,7 +57,7 @@ def run_worker(recipe: Recipe, stage_name: str, stop: StopRequest, *, allow_chan
         status.go_on(before)
     try:
         with _at_work_under_torchrun(output, rank):
-            return _train_stage(recipe, stage_name, output, stop, status, rank, allow_changes)
+            return _train_stage(recipe, recipe.stage(stage_name), stop, status, rank, allow_changes)
     except StageStopped as error:
         name = signal.Signals(error.signum).name
         status.write("stopped", message=f"stopped by {name} after step {error.step:,}; a checkpoint was written, the "
@@ -77,16 +77,14 @@ def run_worker(recipe: Recipe, stage_name: str, stop: StopRequest, *, allow_chan
 
 
 def _train_stage(
-    recipe: Recipe, stage_name: str, output: Path, stop: StopRequest, status: StatusFile, rank: int, allow_changes: bool
+    recipe: Recipe, stage: Stage, stop: StopRequest, status: StatusFile, rank: int, allow_changes: bool
 ) -> int:
-    stage = recipe.stage(stage_name)
-    if CHILD in os.environ or rank > 0:
-        plan = plan_recipe(recipe)[stage_name]
-    else:
-        plan = plan_checked(recipe, [stage], allow_changes=allow_changes)[stage_name]
-    students = missing_students(plan, output)
+    is_checked = CHILD in os.environ or rank > 0
+    plans = plan_recipe(recipe) if is_checked else plan_checked(recipe, [stage], allow_changes=allow_changes)
+    plan = plans[stage.name]
+    students = missing_students(plan)
     if students:
-        _train(recipe, plan, students, output, stop, status)
+        _train(recipe, plan, students, stop, status)
     if rank == 0 or CHILD in os.environ and int(os.environ.get("LOCAL_RANK", 0)) == 0:
         steps = read_status(status.path).get("steps", 0)
         status.write("finished", message="", step=steps, steps=steps)
@@ -100,21 +98,19 @@ def _at_work_under_torchrun(output: Path, rank: int) -> AbstractContextManager[W
     return at_work(output, lambda line: print(line, file=sys.stderr))
 
 
-def _train(
-    recipe: Recipe, plan: StagePlan, students: list[str], output: Path, stop: StopRequest, status: StatusFile
-) -> None:
+def _train(recipe: Recipe, plan: StagePlan, students: list[str], stop: StopRequest, status: StatusFile) -> None:
     is_first = int(os.environ.get("RANK", 0)) == 0
-    cards = _write_cards(students, RunFolder(output, recipe.model_dump()), status) if is_first else {}
+    cards = _write_cards(students, RunFolder(plan.output, recipe.model_dump()), status) if is_first else {}
     processes = join_processes()
     try:
         if CHILD not in os.environ:  # without our parent, the first process prepares the data
-            do_on_first(lambda: _prepare(recipe, plan, students, output), processes)
-        dataset = Path(read_json(dataset_note(plan, output))["path"])
+            do_on_first(lambda: _prepare(recipe, plan, students), processes)
+        dataset = Path(read_json(dataset_note(plan))["path"])
         _check_agreement(recipe, plan, students, dataset, processes)
         paths = StagePaths(
             dataset=dataset, tokenizer=plan.tokenizer, teacher=plan.teacher.folder if plan.teacher else None,
             inits={name: model.folder for name, model in plan.inits.items()},
-            stage=output / "stages" / plan.stage.name, models=output / "models",
+            stage=plan.folder, models=plan.output / "models",
         )  # fmt: skip
         train_stage(plan.stage, students, paths, cards, processes, stop, status)
     finally:
@@ -132,11 +128,11 @@ def _write_cards(students: list[str], run: RunFolder, status: StatusFile) -> dic
         return {name: minimal_card(name) for name in students}
 
 
-def _prepare(recipe: Recipe, plan: StagePlan, students: list[str], output: Path) -> None:
-    packed = prepare_data(plan, output, show=lambda line: print(line, file=sys.stderr))
-    record_changes(output, find_changes(recipe, {plan.stage.name: plan}))
-    write_json(output / "recipe.json", recipe.model_dump())
-    hand_over(plan, students, output, packed)
+def _prepare(recipe: Recipe, plan: StagePlan, students: list[str]) -> None:
+    packed = prepare_data(plan, show=lambda line: print(line, file=sys.stderr))
+    record_changes(plan.output, find_changes(recipe, {plan.stage.name: plan}))
+    write_json(plan.output / "recipe.json", recipe.model_dump())
+    hand_over(plan, students, packed)
 
 
 def _check_agreement(recipe: Recipe, plan: StagePlan, students: list[str], dataset: Path, processes: Processes) -> None:

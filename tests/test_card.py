@@ -185,7 +185,7 @@ def test_folder_that_is_not_here_is_no_id_of_the_hub(project):
     project.model("pretrained/RoBERTa")
     recipe = load_recipe(project.recipe(stage={"teacher": "pretrained/RoBERTa"}))
     project.write("out/recipe.json", recipe.model_dump())
-    record_settings(plan_recipe(recipe)["one"], ["small"], Path("out"))
+    record_settings(plan_recipe(recipe)["one"], ["small"])
     (project.root / "pretrained").rename(project.root / "elsewhere")
     assert ModelCard(make_card(project, "small")).data.base_model is None
 
@@ -201,7 +201,7 @@ def test_names_that_the_hub_refuses_are_no_error(name, finished):
 def test_settings_of_a_finished_model_are_those_it_was_trained_with(finished):
     """A later run with --allow-changes says something else of the stage."""
     plan = plan_recipe(load_recipe(finished.recipe(stage={"steps": 7})))["one"]
-    record_settings(plan, ["small"], Path("out"))
+    record_settings(plan, ["small"])
     recipe = json.loads((finished.root / "out/recipe.json").read_text())
     recipe["stages"][0]["steps"] = 200
     finished.write("out/recipe.json", recipe)

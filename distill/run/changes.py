@@ -21,6 +21,7 @@ from distill.run.planning import PlannedModel, StagePlan
 from distill.training.checkpoint import checkpoint_step, list_checkpoints, newest_checkpoint
 from distill.training.plugins import loaded_plugins
 
+INPUTS_FILE = "inputs.json"
 _NESTED = ("data", "students")
 """Fields of a stage that have fields of their own."""
 
@@ -63,17 +64,17 @@ def find_changes(recipe: Recipe, plans: Mapping[str, StagePlan] | None = None) -
             if has_begun(output, old):
                 found[old["name"]] = _recipe_differences(old, now.get(old["name"]))
     for name, plan in (plans or {}).items():
-        inputs = _inputs_file(output, name)
+        inputs = plan.folder / INPUTS_FILE
         if inputs.exists() and has_begun(output, plan.stage.model_dump()):
-            found[name] = found.get(name, []) + _input_differences(name, read_json(inputs), _inputs(plan, output))
+            found[name] = found.get(name, []) + _input_differences(name, read_json(inputs), _inputs(plan))
     return {name: lines for name, lines in found.items() if lines}
 
 
-def record_inputs(plan: StagePlan, output: Path) -> None:
+def record_inputs(plan: StagePlan) -> None:
     """Writes down what a stage is trained from now; students that it had before and has not now are kept."""
-    path = _inputs_file(output, plan.stage.name)
+    path = plan.folder / INPUTS_FILE
     before = read_json(path) if path.exists() else {}
-    write_json(path, {**before, **_inputs(plan, output)})
+    write_json(path, {**before, **_inputs(plan)})
 
 
 def record_changes(output: Path, changes: Mapping[str, list[str]]) -> None:
@@ -121,15 +122,11 @@ def _depends_on_cut(stage: Mapping[str, Any]) -> bool:
     )
 
 
-def _inputs_file(output: Path, stage: str) -> Path:
-    return output / "stages" / stage / "inputs.json"
-
-
-def _inputs(plan: StagePlan, output: Path) -> dict[str, Any]:
+def _inputs(plan: StagePlan) -> dict[str, Any]:
     """Place -> value, or hash of what is in the files there."""
     stage = plan.stage
     packed = find_dataset(
-        stage.data, tokenizer=plan.tokenizer, max_seq_length=stage.max_seq_length, folder=output / "data"
+        stage.data, tokenizer=plan.tokenizer, max_seq_length=stage.max_seq_length, folder=plan.output / "data"
     )
     found: dict[str, Any] = {"data": packed.name} if packed else {}
     if plan.teacher:

@@ -44,12 +44,23 @@ class PlannedModel:
 class StagePlan:
     """One stage with everything found."""
 
+    output: Path
+    """The run's folder."""
     stage: Stage
     teacher: PlannedModel | None
     tokenizer: Path
     students: dict[str, PlannedModel]
     inits: dict[str, PlannedModel]
     matches: dict[str, list[Match]]
+
+    @property
+    def folder(self) -> Path:
+        """The stage's."""
+        return self.output / "stages" / self.stage.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
 
 
 def plan_recipe(recipe: Recipe) -> dict[str, StagePlan]:
@@ -62,7 +73,7 @@ def plan_recipe(recipe: Recipe) -> dict[str, StagePlan]:
     made: dict[str, PlannedModel] = {}
     plans = {}
     for stage in recipe.stages:
-        plan = _plan_stage(stage, made, Path(recipe.output_dir) / "models")
+        plan = _plan_stage(stage, made, Path(recipe.output_dir))
         plans[stage.name] = plan
         made.update(plan.students)
     return plans
@@ -84,7 +95,7 @@ def _check_order(recipe: Recipe) -> None:
         made |= stage.students.keys()
 
 
-def _plan_stage(stage: Stage, made: dict[str, PlannedModel], models: Path) -> StagePlan:
+def _plan_stage(stage: Stage, made: dict[str, PlannedModel], output: Path) -> StagePlan:
     where = f"stage '{stage.name}'"
     check_data(stage.data, where=where)
     check_trackers(stage.report_to, where=f"{where}, report_to")
@@ -121,14 +132,14 @@ def _plan_stage(stage: Stage, made: dict[str, PlannedModel], models: Path) -> St
         if any("sample_relation" in match["loss"] for match in matches[name]) and stage.micro_batch_size in ("auto", 1):
             raise InputError(f"{place}: sample_relation relates the sequences of a micro-batch, so micro_batch_size "
                              f"must be a number over 1, not {stage.micro_batch_size}")  # fmt: skip
-        students[name] = PlannedModel(name, models / name, config, tokenizer_dir)
+        students[name] = PlannedModel(name, output / "models" / name, config, tokenizer_dir)
     for model in [*students.values(), *([teacher] if teacher else [])]:
         if stage.max_seq_length > model.config.max_position_embeddings:
             raise InputError(
                 f"{where}: max_seq_length {stage.max_seq_length} is over the {model.config.max_position_embeddings} "
                 f"positions of {model.name}"
             )
-    return StagePlan(stage, teacher, tokenizer_dir, students, inits, matches)
+    return StagePlan(output, stage, teacher, tokenizer_dir, students, inits, matches)
 
 
 def _find(name: str, made: dict[str, PlannedModel], *, where: str, head_for: str) -> PlannedModel:
