@@ -7,7 +7,7 @@ A worker (`run_worker`) is one of those processes. What is finished is skipped, 
 import functools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -101,24 +101,25 @@ def train_stages(
     load_plugins(plugins)
     output = Path(recipe.output_dir)
     stages = [recipe.stage(only_stage)] if only_stage else recipe.stages
-    plans = plan_checked(recipe, stages, allow_changes=allow_changes)
-    _check_made_before(stages, plans, only_stage)
+    all_plans = plan_checked(recipe, stages, allow_changes=allow_changes)
+    plans = [all_plans[stage.name] for stage in stages]
+    if only_stage:
+        _check_made_before(plans[0])
     run_pass = functools.partial(_run_pass, cluster=cluster, show=show, plugins=plugins)
     if cluster.node_rank == 0:
         leading = Leader(output, cluster.nnodes) if cluster.nnodes > 1 else nullcontext()
         with at_work(output, show) as work:
             with leading as leader:
-                for stage in stages:
-                    if unfinished_students(plans[stage.name]):  # how the last run ended is not how this one is
-                        status_path(output, stage, 0).unlink(missing_ok=True)
-                packed = _prepare(recipe, stages, plans, show, allow_changes=allow_changes)
+                for plan in unfinished_plans(plans).values():  # how the last run ended is not how this one is
+                    status_path(output, plan.stage, 0).unlink(missing_ok=True)
+                packed = _prepare(recipe, plans, show, allow_changes=allow_changes)
                 work.begin(TRAINING)
                 run_pass = functools.partial(run_pass, lock=work.lock)
-                _lead(recipe, stages, plans, packed, leader, run_pass, show, max_restarts=max_restarts)
+                _lead(recipe, plans, packed, leader, run_pass, show, max_restarts=max_restarts)
             then(work)
-    elif unfinished_plans(stages, plans):
+    elif unfinished_plans(plans):
         with Follower(output, cluster.node_rank) as follower:
-            _follow(recipe, plans, follower, run_pass, show, max_restarts=max_restarts)
+            _follow(recipe, all_plans, follower, run_pass, show, max_restarts=max_restarts)
 
 
 def plan_checked(recipe: Recipe, stages: list[Stage], *, allow_changes: bool = False) -> dict[str, StagePlan]:
@@ -135,46 +136,44 @@ def plan_checked(recipe: Recipe, stages: list[Stage], *, allow_changes: bool = F
         check_unchanged(recipe)
     plans = plan_recipe(recipe)
     if not allow_changes:
-        check_unchanged(recipe, unfinished_plans(stages, plans))
+        check_unchanged(recipe, unfinished_plans(plans[stage.name] for stage in stages))
     return plans
 
 
-def unfinished_plans(stages: list[Stage], plans: Mapping[str, StagePlan]) -> dict[str, StagePlan]:
-    """The plans of those stages that lack a model."""
-    return {stage.name: plans[stage.name] for stage in stages if unfinished_students(plans[stage.name])}
+def unfinished_plans(plans: Iterable[StagePlan]) -> dict[str, StagePlan]:
+    """The plans of those stages that lack a model, by name."""
+    return {plan.stage.name: plan for plan in plans if unfinished_students(plan)}
 
 
 def _prepare(
-    recipe: Recipe, stages: list[Stage], plans: Mapping[str, StagePlan], show: Callable[[str], None], *,
-    allow_changes: bool,
-) -> dict[str, Path]:  # fmt: skip
+    recipe: Recipe, plans: list[StagePlan], show: Callable[[str], None], *, allow_changes: bool
+) -> dict[str, Path]:
     """The packed dataset of every stage that is not finished; from now on the folder counts as this recipe's."""
-    output = Path(recipe.output_dir)
-    # All text is read before the first stage trains.
-    packed = {name: prepare_data(plan, show) for name, plan in unfinished_plans(stages, plans).items()}
+    output, unfinished = Path(recipe.output_dir), unfinished_plans(plans)
+    packed = {name: prepare_data(plan, show) for name, plan in unfinished.items()}  # all, before a stage trains
     if not allow_changes:
-        check_unchanged(recipe, unfinished_plans(stages, plans))  # what a segmenter trained only now has changed
-    record_changes(output, find_changes(recipe, unfinished_plans(stages, plans)))
+        check_unchanged(recipe, unfinished)  # what a segmenter trained only now has changed
+    record_changes(output, find_changes(recipe, unfinished))
     write_json(output / "recipe.json", recipe.model_dump())
     return packed
 
 
 def _lead(
-    recipe: Recipe, stages: list[Stage], plans: Mapping[str, StagePlan], packed: Mapping[str, Path],
-    leader: Leader | None, run_pass: Callable[..., None], show: Callable[[str], None], *, max_restarts: int,
+    recipe: Recipe, plans: list[StagePlan], packed: Mapping[str, Path], leader: Leader | None,
+    run_pass: Callable[..., None], show: Callable[[str], None], *, max_restarts: int,
 ) -> None:  # fmt: skip
     """What `train_stages` does on node 0 when all is checked and prepared and nobody else is at work."""
     restarts = 0
-    for stage in stages:
-        while students := missing_students(plans[stage.name]):
-            hand_over(plans[stage.name], students, packed[stage.name])
+    for plan in plans:
+        while students := missing_students(plan):
+            hand_over(plan, students, packed[plan.stage.name])
             if leader is None:
-                run_pass(plans[stage.name], students, max_restarts=max_restarts)
+                run_pass(plan, students, max_restarts=max_restarts)
                 continue
             # torchrun cannot start the processes of several nodes anew; another turn does.
-            leader.hand_over(stage.name, students, recipe.model_dump_json())
+            leader.hand_over(plan.stage.name, students, recipe.model_dump_json())
             try:
-                run_pass(plans[stage.name], students, give_up=leader.failure)
+                run_pass(plan, students, give_up=leader.failure)
             except StageFailed as error:
                 reason = leader.explain(error)
                 if error.is_final or isinstance(reason, InputError) or restarts >= max_restarts:
@@ -299,13 +298,9 @@ def describe_plan(
     return "\n".join(lines)
 
 
-def _check_made_before(stages: list[Stage], plans: dict[str, StagePlan], only_stage: str | None) -> None:
-    """A single stage needs the models of earlier stages to be there."""
-    if only_stage is None:
-        return
-    for stage in stages:
-        plan = plans[stage.name]
-        for model in [plan.teacher, *plan.inits.values()]:
-            if model and not (model.folder / "config.json").exists():
-                raise InputError(f"stage '{stage.name}' needs the model '{model.name}', which an earlier stage makes; "
-                                 f"run the whole recipe or that stage first")  # fmt: skip
+def _check_made_before(plan: StagePlan) -> None:
+    """InputError unless the models of earlier stages are there, which a single stage needs."""
+    for model in [plan.teacher, *plan.inits.values()]:
+        if model and not (model.folder / "config.json").exists():
+            raise InputError(f"stage '{plan.stage.name}' needs the model '{model.name}', which an earlier stage makes; "
+                             f"run the whole recipe or that stage first")  # fmt: skip
