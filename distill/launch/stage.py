@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from distill.errors import InputError
-from distill.launch.processes import OUT_OF_MEMORY, Cluster, Interrupted, StageFailed, run_to_end, torchrun
+from distill.launch.processes import OUT_OF_MEMORY, Cluster, Ended, Interrupted, StageFailed, run_to_end, torchrun
 
 
 def run_stage_processes(
@@ -30,8 +30,9 @@ def run_stage_processes(
     command = own if cluster.world_size == 1 else [*torchrun(cluster, max_restarts), *own[1:]]
     restarts = 0
     while True:
+        ended = run_to_end(command, stage, cluster, status_file, log_file, show, lock=lock, give_up=give_up)
         try:
-            return _run_once(command, stage, cluster, status_file, log_file, show, lock, give_up)
+            return _tell_end(ended, stage, log_file)
         except StageFailed as error:
             if cluster.world_size > 1 or error.is_final or restarts >= max_restarts:
                 raise
@@ -39,12 +40,8 @@ def run_stage_processes(
             show(f"{error}; starting again, {restarts} of {max_restarts}")
 
 
-def _run_once(
-    command: list[str], stage: str, cluster: Cluster, status_file: Path, log_file: Path, show: Callable[[str], None],
-    lock: int | None, give_up: Callable[[], Exception | None],
-) -> None:  # fmt: skip
-    """Starts the processes, waits for their end, and tells it as `run_stage_processes` does."""
-    ended = run_to_end(command, stage, cluster, status_file, log_file, show, lock=lock, give_up=give_up)
+def _tell_end(ended: Ended, stage: str, log_file: Path) -> None:
+    """Returns if the processes have finished; else raises as `run_stage_processes` does."""
     status, message = ended.status, ended.message
     if ended.signum:
         default = "has finished" if ended.is_finished else "was stopped, nothing of it is lost that a checkpoint holds"
