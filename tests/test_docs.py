@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import typer
-from fixtures_cli import run
+from fixtures_cli import bert, run
 
 from distill import cli
 from distill.downstream.task import Task
@@ -168,29 +168,51 @@ def test_a_field_in_the_documentation_that_does_not_exist_would_be_noticed():
             resolve_recipe(as_recipe(wrong), where="page")
 
 
-@pytest.mark.slow
-def test_the_classifier_page_leads_to_an_export_that_answers(project, capsys):
-    """Hub ids stand for local folders here, and epochs are one."""
-    page = ROOT / "docs/classifier.md"
-    (project.root / "reviews.json").write_text(blocks(page, "json")[0], encoding="utf-8")
-    data = project.root / "dataset/tasks/reviews"
-    data.mkdir(parents=True)
+def write_reviews(project: Any) -> None:
+    """The labelled CSV files and the task that the pages speak of."""
+    project.write("reviews.json", blocks(ROOT / "docs/classifier.md", "json")[0])
     rows = [f"{'天气很好' if number % 2 else '中国人'}。,{'good' if number % 2 else 'bad'}" for number in range(32)]
     for name in ("train.csv", "dev.csv"):
-        (data / name).write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
-    sizes = {"hfl/chinese-roberta-wwm-ext": 32, "hfl/minirbt-h256": 16}
-    models = {name: project.model(Path(name).name, hidden_size=size, max_position_embeddings=128)
-              for name, size in sizes.items()}  # fmt: skip
-    walked = [words for words in commands(page) if words[0] in ("finetune", "export") and len(words) > 4]
-    assert [words[0] for words in walked] == ["finetune", "finetune", "export"]
+        project.write(f"dataset/tasks/reviews/{name}", "\n".join(["text,label", *rows]) + "\n")
+
+
+def walk(project: Any, walked: list[list[str]], capsys: Any) -> None:
+    """Runs commands of a page one after the other, fine-tuning for one epoch and exporting whatever is lost."""
+    extra = {"finetune": ["--epochs", "1"], "export": ["--min-cosine", "0", "--max-loss", "100", "--seconds", "0"]}
     for words in walked:
-        words = [str(models.get(word, word)) for word in words]
+        words = list(words)
         for position, word in enumerate(words):
             if "*" in word:
                 (match,) = project.root.glob(word)
                 words[position] = str(match.relative_to(project.root))
-        extra = ["--epochs", "1"] if words[0] == "finetune" else ["--min-cosine", "0", "--max-loss", "100"]
-        assert run(*words, *extra) == 0, capsys.readouterr().err
-    assert {"model.onnx", "model_int8.onnx", "export.json"} <= {
-        path.name for path in Path("exported/reviews").iterdir()
-    }
+        assert run(*words, *extra.get(words[0], [])) == 0, capsys.readouterr().err
+    exported = {path.name for path in Path("exported/reviews").iterdir()}
+    assert {"model.onnx", "model_int8.onnx", "export.json"} <= exported
+
+
+@pytest.mark.slow
+def test_the_classifier_page_leads_to_an_export_that_answers(project, capsys):
+    """Hub ids stand for local folders here, and epochs are one."""
+    write_reviews(project)
+    sizes = {"hfl/chinese-roberta-wwm-ext": 32, "hfl/minirbt-h256": 16}
+    models = {name: project.model(Path(name).name, hidden_size=size, max_position_embeddings=128)
+              for name, size in sizes.items()}  # fmt: skip
+    walked = [[str(models.get(word, word)) for word in words] for words in typed_commands(ROOT / "docs/classifier.md")]
+    assert [words[0] for words in walked] == ["finetune", "finetune", "export"]
+    walk(project, walked, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
+def test_the_walkthrough_leads_from_text_to_an_export(project, capsys):
+    """Its recipe and its commands as they stand; text, teacher and student are the tiny project's."""
+    page = ROOT / "docs/walkthrough.md"
+    write_reviews(project)
+    project.write("recipe.json", blocks(page, "json")[0])
+    project.write("dataset/train/mytext.txt", (project.root / "text/a.txt").read_text("utf-8").replace(" ", ""))
+    project.model("teacher", hidden_size=32, num_hidden_layers=4, max_position_embeddings=128)
+    project.write("small.json", bert(max_position_embeddings=128))
+    walked = typed_commands(page)
+    assert [words[0] for words in walked] == ["doctor", "train", "finetune", "export"]
+    walk(project, walked, capsys)
+    assert Path("saves/mine/report/index.html").is_file()
