@@ -25,6 +25,7 @@ from distill.commands.fields import (
     check_recipe_first,
     parse_fields,
 )
+from distill.commands.latency import add_latency_command
 from distill.commands.models import add_model_commands
 from distill.commands.report import add_report_commands
 from distill.commands.segmenter import add_segmenter_commands
@@ -137,6 +138,7 @@ def run_loaded_recipe(
 
 add_compare_command(app)
 add_task_commands(app)
+add_latency_command(app)
 add_model_commands(app)
 add_report_commands(app)
 add_export_command(app)

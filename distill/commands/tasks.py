@@ -1,4 +1,4 @@
-"""The commands around tasks: `distill tasks`, `finetune`, `predict`, `grid`, `latency`. Heavy imports stand inside."""
+"""The commands around tasks: `distill tasks`, `finetune`, `predict`, `grid`, `clue`. Heavy imports stand inside."""
 
 import functools
 import math
@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from distill.commands.models import Model
 from distill.errors import InputError
 
 DATA = "dataset/tasks"
 OUTPUT = Path("saves/finetune")
-
 
 Data = Annotated[
     str, typer.Option(help="folder with a folder for each task, the folder of one task, or hf:OWNER/NAME[:CONFIG]")
@@ -26,7 +26,7 @@ Output = Annotated[Path, typer.Option(help="folder; a run is OUTPUT/MODEL/TASK/H
 
 def add_task_commands(app: typer.Typer) -> None:
     """Adds the commands to the main one."""
-    for command in (tasks, finetune, predict, grid, clue, latency):
+    for command in (tasks, finetune, predict, grid, clue):
         app.command()(command)
 
 
@@ -49,7 +49,7 @@ def tasks(
 
 def finetune(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="model folder or hub id")],
+    model: Model,
     task: Annotated[str, typer.Option(help="name of a task (see `distill tasks`), or JSON file of your own")],
     data: Data = DATA,
     output: Output = OUTPUT,
@@ -260,17 +260,15 @@ def grid(
         return
     tables, failed = run_plan(plan, lambda line: typer.echo(line, err=True))
     typer.echo(tables)
-    if failed:
-        typer.echo("\n".join(f"error: {line}" for line in failed), err=True)
-        raise typer.Exit(1)
+    _leave_if(failed)
 
 
 def clue(
-    model: Annotated[str, typer.Argument(help="model folder or hub id")],
+    model: Model,
     data: Data = DATA,
     output: Annotated[
         Path, typer.Option(help="folder of the runs, with report/ for tables and submission/ for answers")
-    ] = (Path("saves/clue")),
+    ] = Path("saves/clue"),
     task: Annotated[list[str] | None, typer.Option(help="only these tasks; repeatable")] = None,
     grid: Annotated[str, typer.Option(help="settings: clue-run (CLUE's script), clue (its advice), or a JSON file")] = (
         "clue-run"
@@ -298,60 +296,16 @@ def clue(
 
     for line in submit_best(list_runs(plan.grid, models, data, output), output / "submission"):
         typer.echo(line)
-    if failed:
-        typer.echo("\n".join(f"error: {line}" for line in failed), err=True)
-        raise typer.Exit(1)
-
-
-def latency(
-    models: Annotated[list[str], typer.Argument(help="model folders or hub ids; speed-up is relative to the first")],
-    batch_size: Annotated[
-        list[int] | None, typer.Option(min=1, help="sequences in a forward; repeatable; default: 1 and 32")
-    ] = None,
-    length: Annotated[
-        list[int] | None,
-        typer.Option(min=1, help="tokens of a sequence; repeatable; default: 32, 128, 512, as far as all models go"),
-    ] = None,
-    threads: Annotated[
-        list[int] | None, typer.Option(min=1, help="threads on a CPU; repeatable; default: 1 and all cores")
-    ] = None,
-    seconds: Annotated[float, typer.Option(min=0, max=3600, help="least time for each model and shape")] = 1.0,
-    output: Annotated[Path | None, typer.Option(help="also write times and machine to this JSON file")] = None,
-) -> None:
-    """Time encoders side by side.
-
-    Prints p50 and p95 of a forward, tokens a second, speed-up and peak memory.
-    """
-    from distill.downstream.latency import describe_machine, latency_table, make_shapes, measure_latency
-    from distill.downstream.latency import peak_memory as measure_memory
-    from distill.downstream.scores import to_markdown
-    from distill.durable import write_json
-    from distill.finetuning import name_models
-    from distill.machine import num_cores
-    from distill.modeling.config import load_config
-    from distill.modeling.models import find_model
-    from distill.places import check_writable_file
-    from distill.progress import show_progress
-
-    if output is not None:
-        check_writable_file(output)
-    found = name_models({name: find_model(name) for name in models})
-    positions = min(load_config(folder).max_position_embeddings for folder in found.values())
-    lengths = length or [min(length, positions) for length in (32, 128, 512)]
-    shapes = make_shapes(batch_size or (1, 32), lengths, threads or (1, num_cores()))
-    with show_progress("timing", len(shapes), "shape") as advance:
-        timings = measure_latency(found, shapes, seconds=seconds, progress=advance)
-    largest = max(shapes, key=lambda shape: shape.batch_size * shape.length)
-    memory = {name: measure_memory(folder, largest.batch_size, largest.length) for name, folder in found.items()}
-    machine = describe_machine()
-    typer.echo(to_markdown(latency_table(timings, next(iter(found)), memory)), nl=False)
-    typer.echo(
-        f"{machine['gpu'] or machine['cpu']}, torch {machine['torch']}; memory: of a process for batch "
-        f"{largest.batch_size} x {largest.length}"
-    )
-    if output is not None:
-        write_json(output, {"machine": machine, "timings": [vars(timing) for timing in timings], "memory_mb": memory})
+    _leave_if(failed)
 
 
 def _told(metrics: dict[str, float] | None) -> str:
     return ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()) if metrics else "no labels, not scored"
+
+
+def _leave_if(failed: list[str]) -> None:
+    """Exit code 1 if runs have failed, with a line about each."""
+    for line in failed:
+        typer.echo(f"error: {line}", err=True)
+    if failed:
+        raise typer.Exit(1)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from distill.commands.models import Model
 from distill.errors import InputError
 
 vocab_app = typer.Typer(help="Train, prune, replace, check and repair vocabularies.", no_args_is_help=True)
@@ -19,7 +20,7 @@ class NewRows(StrEnum):
 
 
 Output = Annotated[Path, typer.Option(help="new folder")]
-Model = Annotated[str, typer.Option(help="model folder or hub id")]
+ModelOption = Annotated[str, typer.Option(help="model folder or hub id")]
 SomeText = Annotated[list[Path] | None, typer.Option(help="text files, folders or glob patterns; repeatable")]
 Seed = Annotated[int, typer.Option(help="seed of random rows")]
 
@@ -51,7 +52,7 @@ def train(
 
 @vocab_app.command("prune")
 def prune(
-    model: Model,
+    model: ModelOption,
     output: Output,
     text: SomeText = None,
     keep: Annotated[Path | None, typer.Option(help="file of tokens to keep, one a line")] = None,
@@ -91,7 +92,7 @@ def prune(
 
 @vocab_app.command("replace")
 def replace(
-    model: Model,
+    model: ModelOption,
     vocab: Annotated[Path, typer.Option(help="vocab.txt (lower-casing stays the model's), or a tokenizer folder")],
     output: Output,
     new_rows: Annotated[
@@ -134,7 +135,7 @@ def clue(
 
 
 @vocab_app.command("check")
-def check(model: Annotated[str, typer.Argument(help="model folder or hub id")]) -> None:
+def check(model: Model) -> None:
     """Check that a model's tokens, embedding rows and config agree.
 
     Exit code 1 if they do not.
@@ -154,9 +155,7 @@ def check(model: Annotated[str, typer.Argument(help="model folder or hub id")]) 
 
 
 @vocab_app.command("repair")
-def repair(
-    model: Annotated[str, typer.Argument(help="model folder or hub id")], output: Output, seed: Seed = 0
-) -> None:
+def repair(model: Model, output: Output, seed: Seed = 0) -> None:
     """Write a copy of a model with what `vocab check` finds repaired."""
     from distill.modeling.models import find_model
     from distill.modeling.vocabulary_check import repair_vocabulary
