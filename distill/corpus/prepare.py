@@ -142,7 +142,9 @@ def prepare_dataset(
             # Made before for another length, say. A run that stopped half way goes on with what it has segmented.
             train, dev, references = _with_references(train, references), _with_references(dev, references), {}
         if references:
-            settings["segmenter"] = _say_time(settings["segmenter"], list(references), report, ray)
+            settings["segmenter"] = resolve_segmenter(settings["segmenter"])
+            if ray is None:
+                report_neural_time(settings["segmenter"], list(references), report)
         with progress("preparing text", estimate_characters([text for text, _ in train])) as advance:
             info = pack_corpus(train=train, dev=dev, output=packed, references=references, processes=processes,
                                ray=ray, progress=advance, **settings)  # fmt: skip
@@ -189,14 +191,6 @@ def _with_references(files: Any, references: dict[Path, Path]) -> Any:
     if isinstance(files, float):
         return files
     return [(text, reference or references[text]) for text, reference in files]
-
-
-def _say_time(spec: str, texts: Sequence[Path], report: Report, ray: str | None) -> str:
-    """Reports how long a neural segmenter will take in this process; returns the resolved spec."""
-    spec = resolve_segmenter(spec)
-    if ray is None:
-        report_neural_time(spec, texts, report)
-    return spec
 
 
 def _segmenter_is_there(data: Data, folder: Path) -> bool:
@@ -279,7 +273,9 @@ def prepare_references(
             report(f"{output}: up to date")
             return made["counts"]
         manifest.unlink(missing_ok=True)
-        segmenter = _say_time(segmenter, texts, report, ray)
+        segmenter = resolve_segmenter(segmenter)
+        if ray is None:
+            report_neural_time(segmenter, texts, report)
         with progress("references", estimate_characters(texts)) as advance:
             counts = write_references(texts, references, segmenter=segmenter, tokenizer_dir=str(tokenizer),
                                       processes=processes, progress=advance, work=work, ray=ray)  # fmt: skip
