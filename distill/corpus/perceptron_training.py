@@ -8,7 +8,6 @@ its own (`main` below).
 
 import json
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+
+import psutil
 
 from distill.corpus.characters import runs
 from distill.corpus.ltp_models import check_installed
@@ -134,10 +135,7 @@ def _write_sentences(texts: Sequence[Path], work: Path, max_sentences: int | Non
 
 
 def _warn_of_memory(characters: int) -> None:
-    needed = GB_PER_MILLION_CHARS * characters / 1e6
-    if not hasattr(os, "sysconf") or "SC_AVPHYS_PAGES" not in os.sysconf_names:
-        return
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    needed, free = GB_PER_MILLION_CHARS * characters / 1e6, psutil.virtual_memory().available / 1e9
     if needed > free:
         logger.warning(
             "training on %.1f million characters takes about %.1f GB, %.1f GB are free: lower max_sentences",
