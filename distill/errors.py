@@ -1,4 +1,7 @@
-"""The one exception for mistakes a user can mend. The command line turns it into one line and exit code 2."""
+"""The one exception for mistakes a user can mend, and what other exceptions say, in one line.
+
+The command line turns an InputError into one line and exit code 2.
+"""
 
 
 class InputError(ValueError):
@@ -11,3 +14,8 @@ class InputError(ValueError):
 def first_line(error: Exception, most: int | None = 120) -> str:
     """The first line of a library's message, cut to `most` characters; the exception's name if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
+def describe_os_error(error: OSError) -> str:
+    """What the system said, and about which file."""
+    return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")

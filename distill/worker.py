@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from distill.durable import write_json
-from distill.errors import InputError
+from distill.errors import InputError, describe_os_error
 from distill.json_file import read_json
 from distill.launch.processes import CHILD, tell_failure
 from distill.pipeline import (
@@ -27,7 +27,6 @@ from distill.release.run_folder import RunFolder
 from distill.run.changes import find_changes, record_changes
 from distill.run.planning import StagePlan, plan_recipe
 from distill.run.status import Work, at_work
-from distill.training.bookkeeping import describe_os_error
 from distill.training.loop import StageStopped, TrainingFailed
 from distill.training.metrics import StatusFile, read_status
 from distill.training.processes import (

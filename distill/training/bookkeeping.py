@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 
 from distill.corpus.batches import MicroBatch
+from distill.errors import describe_os_error
 from distill.recipe import TEACHER
 from distill.training.accounting import Throughput
 from distill.training.bad_batches import write_bad_batch
@@ -284,8 +285,3 @@ class Bookkeeper:
         if self.processes.is_first:
             logger.warning(message)
             self.status.note(message)
-
-
-def describe_os_error(error: OSError) -> str:
-    """What the system said, and about which file."""
-    return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
