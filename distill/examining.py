@@ -155,7 +155,7 @@ def choose_sentences(packed: PackedRows, table: TokenTable) -> list[Sentence]:
     for number in _shuffled(packed, 20 * NUM_SENTENCES):
         input_ids, continuation, length = packed.rows(np.array([number]))
         ids, joined = input_ids[0, : length[0]].tolist(), continuation[0, : length[0]].tolist()
-        words = _words(ids, joined, table)
+        words = _words(ids, joined)
         spans = [span for span in _sentence_spans(words, table) if any(_can_be_guessed(word, table) for word in span)]
         if spans:
             found.append(_mask_word(spans[random.integers(len(spans))], table, random))
@@ -164,7 +164,7 @@ def choose_sentences(packed: PackedRows, table: TokenTable) -> list[Sentence]:
     return found
 
 
-def _words(ids: Sequence[int], joined: Sequence[bool], table: TokenTable) -> list[list[int]]:
+def _words(ids: Sequence[int], joined: Sequence[bool]) -> list[list[int]]:
     """The words of a row; [CLS] and [SEP] are words of their own."""
     words: list[list[int]] = []
     for token, continues in zip(ids, joined, strict=True):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 from transformers import BertTokenizer
 
 from distill.downstream.examples import ChoiceQuestion, Entity, Question, TaggedText, TextExample
@@ -86,9 +87,7 @@ def score_record(example: Any, labels: Sequence[str], logits: np.ndarray) -> dic
     """
     names = [str(i) for i in range(len(example.choices))] if isinstance(example, ChoiceQuestion) else labels
     logits = logits[: len(names)].astype(np.float64)
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
-    probabilities = {name: round(float(share), 6) for name, share in zip(names, shares, strict=True)}
+    probabilities = {name: round(float(share), 6) for name, share in zip(names, softmax(logits), strict=True)}
     return {"probabilities": probabilities, "logits": [round(float(value), 6) for value in logits]}
 
 

@@ -74,7 +74,7 @@ def load_task_data(task: Task, data: str, splits: Sequence[str], *, labels: Sequ
         examples = tuple(example for _, example in placed)
         if not examples:
             raise InputError(f"{', '.join(files)}: no usable rows for split '{name}' of {task.name}; {_told(notes)}")
-        _check_all_labelled(task, name, placed)
+        _check_all_labelled(task, placed)
         found[name] = Split(name, files, examples, tuple(describe_notes(notes)))
     return TaskData(task, known if uses_labels else (), found)
 
@@ -239,7 +239,7 @@ def _usable_for_training(placed: Sequence[tuple[str, Example]], notes: Notes) ->
     return kept
 
 
-def _check_all_labelled(task: Task, split: str, placed: Sequence[tuple[str, Example]]) -> None:
+def _check_all_labelled(task: Task, placed: Sequence[tuple[str, Example]]) -> None:
     """A split has labels in all rows or in none; dev and train need them."""
     first = is_labelled(placed[0][1])
     for place, example in placed:
