@@ -398,6 +398,9 @@ def test_published_grids_have_the_published_number_of_runs(encoder, tmp_path, na
         ({"grid": {"epochs": [3, 3.0]}}, r"grid: epochs \[3.0, 3.0\] names one twice"),
         ({"seeds": [0, 0]}, r"seeds \[0, 0\] names one twice"),
         ({"seeds": [2**32]}, "seeds.0: input should be less than 4294967296"),
+        ({"seed": [0]}, "grid.json: seed: unknown key; did you mean 'seeds'"),
+        ({"grid": {"learning_rates": [1]}}, "grid.learning_rates: unknown key; did you mean 'learning_rate'"),
+        ({"tasks": {"tnews": {"epoch": [1]}}}, "tasks.tnews.epoch: unknown key; did you mean 'epochs'"),
     ],
 )  # fmt: skip
 def test_a_grid_whose_means_would_mislead_or_that_numpy_cannot_seed_is_refused(tmp_path, content, message):

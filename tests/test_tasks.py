@@ -308,7 +308,9 @@ def test_unknown_split_names_the_nearest(tmp_path):
 
 def test_a_test_set_without_labels_is_not_scored(tmp_path):
     write(tmp_path, {"test.json": [PAIR], "cmrc/test.json": squad(("FAKE", 0))})
-    with pytest.raises(InputError, match="ocnli, split 'test': .* has no labels .* nothing to score"):
+    with pytest.raises(
+        InputError, match="'test': .* has no labels .column 'label'; there are: sentence1, sentence2., so"
+    ):
         require_labels(load_task("ocnli"), read(tmp_path, "ocnli", "test"))
     with pytest.raises(InputError, match="cmrc2018, split 'test': the answers of .* are made up"):
         require_labels(load_task("cmrc2018"), read(tmp_path, "cmrc2018", "test"))

@@ -84,6 +84,10 @@ def load_grid(name: str) -> Grid:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         place = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            fields = GridValues.model_fields if len(problem["loc"]) > 1 else Grid.model_fields
+            key = str(problem["loc"][-1])
+            raise InputError(f"{path}: {place}: unknown key{nearest(key, fields)}; see docs/tasks.md") from None
         raise InputError(f"{path}: {describe_problem(problem, place)}") from None
 
 

@@ -7,9 +7,10 @@
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from distill.downstream.examples import Example, TaggedText, TextExample, is_labelled, make_examples
 from distill.downstream.records import Notes, Record, note, read_records, rename
@@ -23,12 +24,16 @@ _NUM_NAMED = 5
 
 @dataclass(frozen=True)
 class Split:
-    """One split as read: `files` is where from, `notes` what was left out or mended, one line each."""
+    """One split as read: `files` is where from, `notes` what was left out or mended, one line each.
+
+    `columns` are those of its first row, for messages.
+    """
 
     name: str
     files: tuple[str, ...]
     examples: tuple[Example, ...]
     notes: tuple[str, ...]
+    columns: tuple[str, ...] = ()
 
     @property
     def is_labelled(self) -> bool:
@@ -61,12 +66,12 @@ def load_task_data(task: Task, data: str, splits: Sequence[str], *, labels: Sequ
         names.insert(0, "train")
     read = {name: _read_split(task, data, name) for name in names}
     if uses_labels and not known:
-        known = _labels_of(example for _, example in read["train"][1])
+        known = _labels_of(example for _, example in read["train"].placed)
     if task.kind == "classification" and len(known) == 1:  # transformers would take it for a regression
         raise InputError(f"{task.name}: '{known[0]}' is the only label; there is nothing to learn from rows of one")
     found = {}
     for name in splits:
-        files, placed, notes = read[name]
+        files, placed, notes, columns = read[name]
         if uses_labels:
             _check_labels(placed, known)
         if name == "train":
@@ -75,7 +80,7 @@ def load_task_data(task: Task, data: str, splits: Sequence[str], *, labels: Sequ
         if not examples:
             raise InputError(f"{', '.join(files)}: no usable rows for split '{name}' of {task.name}; {_told(notes)}")
         _check_all_labelled(task, placed)
-        found[name] = Split(name, files, examples, tuple(describe_notes(notes)))
+        found[name] = Split(name, files, examples, tuple(describe_notes(notes)), tuple(columns))
     return TaskData(task, known if uses_labels else (), found)
 
 
@@ -117,8 +122,9 @@ def _why_not_scored(task: Task, split: Split) -> str:
             f"with `distill predict`"
         )
     if not split.is_labelled:
+        there = "" if task.label in split.columns else f"; there are: {', '.join(split.columns)}"
         return (
-            f"{split.files[0]} has no labels (column '{task.label}'), so there is nothing to score or learn; "
+            f"{split.files[0]} has no labels (column '{task.label}'{there}), so there is nothing to score or learn; "
             f"`distill predict` writes answers for it"
         )
     return ""
@@ -145,20 +151,38 @@ def _told(notes: Notes) -> str:
     return "; ".join(describe_notes(notes)) or "the file is empty"
 
 
-def _read_split(task: Task, data: str, split: str) -> tuple[tuple[str, ...], list[tuple[str, Example]], Notes]:
+class _Rows(NamedTuple):
+    """A split's files, its examples with their places, notes, and the columns of its first row."""
+
+    files: tuple[str, ...]
+    placed: list[tuple[str, Example]]
+    notes: Notes
+    columns: list[str]
+
+
+def _read_split(task: Task, data: str, split: str) -> _Rows:
     if split not in task.files:
         raise InputError(f"{task.name}: no split '{split}'{nearest(split, task.files)}")
     notes: Notes = {}
+    columns: list[str] = []
+
+    def noting_columns(records: Iterable[Record]) -> Iterator[Record]:
+        for record in records:
+            if not columns:
+                columns.extend(map(str, record.values))
+            yield record
+
     if data.startswith(HUB):
-        return (data,), make_examples(_hub_records(task, data, split), task, notes), notes
+        placed = make_examples(noting_columns(_hub_records(task, data, split)), task, notes)
+        return _Rows((data,), placed, notes, columns)
     paths = find_files(task, Path(data), split)
     if not paths:
         raise InputError(_missing(task, Path(data), split))
     records = (record for path in paths for record in read_records(path, task, notes))
-    placed = make_examples(records, task, notes)
+    placed = make_examples(noting_columns(records), task, notes)
     if not placed:
         raise InputError(f"{', '.join(map(str, paths))}: no usable rows for split '{split}'; {_told(notes)}")
-    return tuple(map(str, paths)), placed, notes
+    return _Rows(tuple(map(str, paths)), placed, notes, columns)
 
 
 def _missing(task: Task, folder: Path, split: str) -> str:
