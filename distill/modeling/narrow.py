@@ -30,9 +30,8 @@ _AT_MOST = ("hidden_size", "intermediate_size", "num_attention_heads", "max_posi
 
 
 def spread_layers(teacher: int, student: int) -> list[int]:
-    """The teacher's layers that a student starts from: first, last, and evenly between, as in MiniRBT.
+    """The teacher's layers that a shallower student starts from: first, last, and evenly between, as in MiniRBT.
 
-    A deeper student takes neighbouring layers twice.
     The first is where a model finds the neighbours of a token; a start without it is hardly better than none.
     """
     steps = max(student - 1, 1)
