@@ -45,7 +45,6 @@ from distill.training.stage import StagePaths, train_stage
 def run_worker(recipe: Recipe, stage_name: str, stop: StopRequest, *, allow_changes: bool = False) -> int:
     """Trains one stage as one of its processes. Returns the exit code; what happened stands in the status file."""
     output = Path(recipe.output_dir)
-    rank = int(os.environ.get("RANK", 0))
     status = StatusFile(status_path(output, recipe.stage(stage_name), int(os.environ.get("GROUP_RANK", 0))))
     if CHILD in os.environ:
         stop_without(int(os.environ[CHILD]))
@@ -55,51 +54,59 @@ def run_worker(recipe: Recipe, stage_name: str, stop: StopRequest, *, allow_chan
             return int(before["exit_code"])  # it would end in the same way once more
         status.go_on(before)
     try:
-        with _at_work_under_torchrun(output, rank):
-            return _train_stage(recipe, recipe.stage(stage_name), stop, status, rank, allow_changes)
+        with _at_work_without_parent(output):
+            return _train_stage(recipe, recipe.stage(stage_name), stop, status, allow_changes)
     except StageStopped as error:
         name = signal.Signals(error.signum).name
         status.write("stopped", message=f"stopped by {name} after step {error.step:,}; a checkpoint was written, the "
                      f"same command goes on from it", exit_code=128 + error.signum)  # fmt: skip
         return 128 + error.signum
     except InputError as error:
-        _tell(status, rank, str(error), 2, is_final=True)
+        _tell(status, str(error), 2, is_final=True)
         return 2
     except TrainingFailed as error:
         if str(error):  # the others' is empty
-            _tell(status, rank, f"stage '{stage_name}', {error}", 1, is_final=True)
+            _tell(status, f"stage '{stage_name}', {error}", 1, is_final=True)
         return 1
     except Exception as error:
         traceback.print_exc()
-        _tell(status, rank, _explain(error, stage_name), 1, is_lost=is_lost_connection(error))
+        _tell(status, _explain(error, stage_name), 1, is_lost=is_lost_connection(error))
         return 1
 
 
-def _train_stage(
-    recipe: Recipe, stage: Stage, stop: StopRequest, status: StatusFile, rank: int, allow_changes: bool
-) -> int:
-    is_checked = CHILD in os.environ or rank > 0
-    plans = plan_recipe(recipe) if is_checked else plan_checked(recipe, [stage], allow_changes=allow_changes)
-    plan = plans[stage.name]
+def _is_first() -> bool:
+    """Whether this is the first process of all nodes."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _stands_for_parent() -> bool:
+    """Whether this process does what our parent would: the first one under a user's own torchrun."""
+    return CHILD not in os.environ and _is_first()
+
+
+def _train_stage(recipe: Recipe, stage: Stage, stop: StopRequest, status: StatusFile, allow_changes: bool) -> int:
+    if _stands_for_parent():
+        plan = plan_checked(recipe, [stage], allow_changes=allow_changes)[stage.name]
+    else:
+        plan = plan_recipe(recipe)[stage.name]
     students = missing_students(plan)
     if students:
         _train(recipe, plan, students, stop, status)
-    if rank == 0 or CHILD in os.environ and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    if _is_first() or CHILD in os.environ and int(os.environ.get("LOCAL_RANK", 0)) == 0:
         steps = read_status(status.path).get("steps", 0)
         status.write("finished", message="", step=steps, steps=steps)
     return 0
 
 
-def _at_work_under_torchrun(output: Path, rank: int) -> AbstractContextManager[Work | None]:
+def _at_work_without_parent(output: Path) -> AbstractContextManager[Work | None]:
     """Without our parent, the first process holds the lock of the run and says that it is there."""
-    if CHILD in os.environ or rank > 0:
-        return contextlib.nullcontext()
-    return at_work(output, lambda line: print(line, file=sys.stderr))
+    if _stands_for_parent():
+        return at_work(output, lambda line: print(line, file=sys.stderr))
+    return contextlib.nullcontext()
 
 
 def _train(recipe: Recipe, plan: StagePlan, students: list[str], stop: StopRequest, status: StatusFile) -> None:
-    is_first = int(os.environ.get("RANK", 0)) == 0
-    cards = _write_cards(students, RunFolder(plan.output, recipe.model_dump()), status) if is_first else {}
+    cards = _write_cards(students, RunFolder(plan.output, recipe.model_dump()), status) if _is_first() else {}
     processes = join_processes()
     try:
         if CHILD not in os.environ:  # without our parent, the first process prepares the data
@@ -143,12 +150,10 @@ def _check_agreement(recipe: Recipe, plan: StagePlan, students: list[str], datas
         )
 
 
-def _tell(
-    status: StatusFile, rank: int, message: str, code: int, *, is_final: bool = False, is_lost: bool = False
-) -> None:
-    """Says a failure to the parent, or on stderr where there is none; see launch.tell_failure."""
+def _tell(status: StatusFile, message: str, code: int, *, is_final: bool = False, is_lost: bool = False) -> None:
+    """Says a failure to the parent, or on stderr where there is none; see launch.processes."""
     tell_failure(status, message, code, is_final=is_final, is_lost=is_lost)
-    if CHILD not in os.environ and rank == 0:
+    if _stands_for_parent():
         print(f"error: {message}", file=sys.stderr)
 
 
