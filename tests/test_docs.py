@@ -216,3 +216,21 @@ def test_the_walkthrough_leads_from_text_to_an_export(project, capsys):
     assert [words[0] for words in walked] == ["doctor", "train", "finetune", "export"]
     walk(project, walked, capsys)
     assert Path("saves/mine/report/index.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("number, last", [(0, "h256-final"), (1, "h256")], ids=["width in steps", "short rows first"])
+def test_stages_of_the_quality_page_lead_to_a_model(project, number, last, capsys):
+    """With a tiny teacher in place of RBT6, widths of 24 and 16 for 512 and 256, rows an eighth as long, two steps."""
+    recipe = json.loads(project.recipe().read_text())
+    recipe["stages"] = json.loads(f"{{{blocks(ROOT / 'docs/quality.md', 'json')[number]}}}")["stages"]
+    for stage in recipe["stages"]:
+        teacher = "teacher" if stage["teacher"] == "rbt6" else stage["teacher"]
+        stage.update(teacher=teacher, steps=2, max_seq_length=stage.get("max_seq_length", 256) // 8)
+    project.write("recipe.json", recipe)
+    project.model("teacher", hidden_size=32, num_hidden_layers=4)
+    for name, width in (("h512", 24), ("h256", 16)):
+        project.write(f"{name}.json", bert(hidden_size=width))
+    assert run("train", "recipe.json") == 0, capsys.readouterr().err
+    assert json.loads((project.root / f"out/models/{last}/config.json").read_text())["hidden_size"] == 16
