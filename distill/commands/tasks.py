@@ -275,7 +275,7 @@ def clue(
     ),
     processes: Processes = None,
 ) -> None:
-    """Run all CLUE tasks and write the submissions.
+    """Run the six tasks of CLUE's script and write the submissions.
 
     Of each run the best epoch on dev answers the test split.
     """
