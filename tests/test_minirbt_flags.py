@@ -29,6 +29,11 @@ def stage_of(*flags, world_size=1):
     return stage, next(iter(stage.students.values())), notes
 
 
+def test_a_switch_that_another_way_replaces_is_named():
+    assert any("CUDA_VISIBLE_DEVICES" in note for note in stage_of("--no_cuda")[2])
+    assert not any("CUDA_VISIBLE_DEVICES" in note for note in stage_of()[2])
+
+
 def test_minirbts_own_script_is_understood():
     raw, notes = recipe_of_flags(PUBLISHED, world_size=8)
     recipe = resolve_recipe(raw, where="flags")

@@ -91,6 +91,8 @@ def recipe_of_flags(arguments: Sequence[str], *, world_size: int) -> tuple[dict[
         "micro_batch_size": per_process // accumulation, "save_every": flags.ckpt_steps, "seed": flags.random_seed,
         "precision": "auto" if flags.fp16 else "fp32",
     }  # fmt: skip
+    if flags.no_cuda:
+        notes.append("warning: --no_cuda has no effect here: CUDA_VISIBLE_DEVICES= before the command hides the GPUs")
     if flags.fp16:
         notes.append("--fp16 is taken as precision auto: bf16 where the hardware has it, else float32")
     return {"output_dir": flags.output_dir, "stages": [stage]}, notes
