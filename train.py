@@ -2,8 +2,9 @@
 
 import sys
 
-from distill.cli import guard, main, run_loaded_recipe
+from distill.cli import guard, main
 from distill.commands.minirbt_flags import looks_like_minirbt, read_minirbt_flags
+from distill.commands.train import run_loaded_recipe
 
 if __name__ == "__main__":
     if looks_like_minirbt(sys.argv[1:]):

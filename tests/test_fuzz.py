@@ -26,7 +26,8 @@ from fixtures_cli import ROOT, VOCAB, bert
 from mutations import NASTY, mutate_bytes, mutate_json
 from references import read_reference
 
-from distill.cli import one_line, parse_fields
+from distill.cli import one_line
+from distill.commands.fields import parse_fields
 from distill.corpus.data_json import read_data_json
 from distill.corpus.ltp_models import inspect_folder
 from distill.corpus.rows import PackedRows, RowWriter
