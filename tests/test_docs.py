@@ -127,6 +127,20 @@ def test_links_lead_somewhere(page):
             assert anchor in slugs, f"{page.name}: {target}"
 
 
+def test_both_readmes_have_the_same_commands_recipes_and_figures():
+    english, chinese = ROOT / "README.md", ROOT / "README_zh.md"
+    for language in ("json", "python"):
+        assert blocks(english, language) == blocks(chinese, language) != []
+    codes = [
+        re.findall(r"^\| (`.*?`)(?: \||、|,)", page.read_text(encoding="utf-8"), re.M) for page in (english, chinese)
+    ]
+    assert codes[0] == codes[1] != []
+    figures = [
+        re.findall(r"^\| [a-z-]+ +\|.*%.*$", page.read_text(encoding="utf-8"), re.M) for page in (english, chinese)
+    ]
+    assert figures[0] == figures[1] != []
+
+
 def test_every_page_is_linked_from_another():
     linked = {(page.parent / target.partition("#")[0]).resolve() for page in PAGES
               for target in re.findall(r"\]\(([^)\s]+\.md[^)\s]*)\)", page.read_text(encoding="utf-8"))}  # fmt: skip
