@@ -102,9 +102,16 @@ def test_start_from_a_published_model_is_told(project):
     assert "began from `hfl/rbt3`, whose terms may reach it" in card
 
 
-def test_language_is_that_of_the_vocabulary(project):
+@pytest.mark.parametrize("place", ["out/data/abc/tokenizer", "out/models/small"])
+def test_language_is_that_of_the_vocabulary(project, place):
+    """Of the dataset before the first step, of the model when it is there, with or without its dataset."""
     project.write("out/recipe.json", load_recipe(project.recipe()).model_dump())
-    project.write("teacher/vocab.txt", "".join(f"{token}\n" for token in ["[MASK]", "##ing", *"abcdefgh", "\u4e2d"]))
+    if place == "out/models/small":
+        project.model(place)
+    else:
+        project.write("out/stages/one/dataset.json", {"path": "out/data/abc"})
+        project.write("out/data/abc/info.json", {"most_common_token": {}})
+    project.write(f"{place}/vocab.txt", "".join(f"{token}\n" for token in ["[MASK]", "##ing", *"abcdefgh", "\u4e2d"]))
     card = make_card(project, "small")
     assert ModelCard(card).data.language is None and "A BERT encoder" in card
     assert "Paris is the [MASK] of France." in card

@@ -536,7 +536,7 @@ def test_a_damaged_dataset_gives_one_line(case, packed, capsys):
     change, message = DATASETS[case]
     change(folder)
     with nothing_written(project):
-        line = complaint(capsys, "inspect", str(folder), "--tokenizer", "teacher")
+        line = complaint(capsys, "inspect", str(folder))
     assert re.search(message, line), line
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -45,8 +46,8 @@ def dataset(tmp_path, tokenizer):
     return pack(tmp_path, tokenizer, "天气很好。\n\nwalking < & 3 か 龘\n", "[2]\n[]\n[]\n")
 
 
-def test_statistics_are_those_counted_by_hand(dataset, tokenizer):
-    of_train = inspect_dataset(dataset, tokenizer).statistics["train"]
+def test_statistics_are_those_counted_by_hand(dataset):
+    of_train = inspect_dataset(dataset).statistics["train"]
     assert (of_train.rows, of_train.tokens, of_train.documents) == (2, 12, 2)
     assert of_train.fill_rate == pytest.approx(16 / 24)
     assert of_train.unknown_share == pytest.approx(1 / 12)
@@ -58,8 +59,8 @@ def test_statistics_are_those_counted_by_hand(dataset, tokenizer):
     assert of_train.frequent[0][1] == pytest.approx(1 / 12) and len(of_train.frequent) == 12
 
 
-def test_words_and_documents_are_marked(dataset, tokenizer):
-    rows = {row.number: row_text(row).plain for row in inspect_dataset(dataset, tokenizer).rows}
+def test_words_and_documents_are_marked(dataset):
+    rows = {row.number: row_text(row).plain for row in inspect_dataset(dataset).rows}
     without_masks = [re.sub(r"[\[\]{}]|<(?=.>)|(?<=<.)>|>[^|]+(?=})", "", text) for text in rows.values()]
     assert len(rows) == 2 and "¶" in without_masks[0]
     assert re.search(r"天\W*气\W*\|", rows[0]) and not re.search(r"天[^气]*\|[^气]*气", rows[0])
@@ -68,11 +69,7 @@ def test_words_and_documents_are_marked(dataset, tokenizer):
 def test_masks_are_drawn_by_the_seed(tmp_path, tokenizer):
     dataset = pack(tmp_path, tokenizer, "天气很好。" * 400, "[]\n")
     fates = [
-        [
-            token.fate
-            for row in inspect_dataset(dataset, tokenizer, num_rows=200, seed=seed).rows
-            for token in row.tokens
-        ]
+        [token.fate for row in inspect_dataset(dataset, num_rows=200, seed=seed).rows for token in row.tokens]
         for seed in (1, 1, 2)
     ]
     assert fates[0] == fates[1] != fates[2]
@@ -84,30 +81,30 @@ def test_masks_are_drawn_by_the_seed(tmp_path, tokenizer):
 
 
 def test_rows_are_those_of_the_dataset(dataset, tokenizer):
-    shown = inspect_dataset(dataset, tokenizer, num_rows=9).rows
+    shown = inspect_dataset(dataset, num_rows=9).rows
     input_ids, _, length = PackedRows(dataset / "train").rows(np.array([row.number for row in shown]))
     for row, ids, end in zip(shown, input_ids, length, strict=True):
         tokens = load_tokenizer(tokenizer).convert_ids_to_tokens(ids[:end])
         assert [token.text for token in row.tokens] == [token.removeprefix("##") for token in tokens]
 
 
-def test_one_split_can_be_inspected(dataset, tokenizer):
-    assert inspect_dataset(dataset / "train", tokenizer).split == "train"
+def test_one_split_can_be_inspected(dataset):
+    assert inspect_dataset(dataset / "train").split == "train"
 
 
-def test_page_is_complete_escaped_and_of_one_file(dataset, tokenizer, tmp_path):
-    write_page(inspect_dataset(dataset, tokenizer), tmp_path / "new" / "page.html")
+def test_page_is_complete_escaped_and_of_one_file(dataset, tmp_path):
+    write_page(inspect_dataset(dataset), tmp_path / "new" / "page.html")
     text = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
-    assert text == page(inspect_dataset(dataset, tokenizer))
+    assert text == page(inspect_dataset(dataset))
     assert "&lt;" in text and "&amp;" in text and "prefers-color-scheme: dark" in text
     assert not re.search(r"https?:|<script|src=|@import|url\(", text)
     assert text.count("<span") == text.count("</span>") and text.count('<p class="row">') == 2
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["page.html"]
 
 
-def test_terminal_shows_signs_without_colours(dataset, tokenizer):
+def test_terminal_shows_signs_without_colours(dataset):
     stream = io.StringIO()
-    print_inspection(inspect_dataset(dataset, tokenizer), Console(file=stream, width=100))
+    print_inspection(inspect_dataset(dataset), Console(file=stream, width=100))
     text = stream.getvalue()
     assert "\x1b" not in text and "[masked]" in text and "66.67%" in text and "train row 0" in text
 
@@ -121,41 +118,32 @@ def test_scripts(text, script):
     assert script_of(text) == script
 
 
-def test_missing_tokenizer_is_asked_for(dataset):
-    with pytest.raises(InputError, match="--tokenizer"):
-        inspect_dataset(dataset, None)
+def test_the_dataset_has_the_tokenizer_that_it_was_packed_with(dataset, tokenizer):
+    original, kept = load_tokenizer(tokenizer), load_tokenizer(dataset / "tokenizer")
+    assert kept.backend_tokenizer.to_str() == original.backend_tokenizer.to_str()
 
 
-def test_tokenizer_named_by_the_dataset_is_used(dataset, tokenizer):
-    import json
-
-    info = json.loads((dataset / "info.json").read_text(encoding="utf-8"))
-    (dataset / "info.json").write_text(json.dumps(info | {"tokenizer": tokenizer}), encoding="utf-8")
-    assert inspect_dataset(dataset, None).rows
-
-
-@pytest.mark.parametrize(
-    "tokens, message", [([*TOKENS, "新"], "17 tokens, the dataset was packed with 16"), (TOKENS[::-1], "is .*, in the")]
-)
-def test_other_tokenizer_is_refused(dataset, tmp_path, tokens, message):
-    with pytest.raises(InputError, match=message):
-        inspect_dataset(dataset, write_tokenizer(tmp_path / "other", tokens))
+def test_another_tokenizer_in_its_place_is_noticed(dataset, tmp_path):
+    shutil.rmtree(dataset / "tokenizer")
+    write_tokenizer(dataset / "tokenizer", TOKENS[:10])
+    with pytest.raises(InputError, match="train: holds token 15, its tokenizer has 10; remove the packed dataset"):
+        inspect_dataset(dataset)
 
 
-def test_folder_without_dataset_is_refused(tmp_path, tokenizer):
+def test_folder_without_dataset_is_refused(tmp_path):
     with pytest.raises(InputError, match="not a packed dataset.*make it with"):
-        inspect_dataset(tmp_path, tokenizer)
+        inspect_dataset(tmp_path)
 
 
-def test_the_datasets_below_a_folder_are_named(dataset, tokenizer):
+def test_the_datasets_below_a_folder_are_named(dataset):
     with pytest.raises(InputError, match=f"not a packed dataset.*there are below it: {dataset}; name one"):
-        inspect_dataset(dataset.parent, tokenizer)
+        inspect_dataset(dataset.parent)
 
 
-def test_command_prints_and_writes_the_page(dataset, tokenizer, tmp_path, capsys):
+def test_command_prints_and_writes_the_page(dataset, tmp_path, capsys):
     from distill.cli import main
 
     with pytest.raises(SystemExit) as left:
-        main(["inspect", str(dataset), "--tokenizer", tokenizer, "--n", "1", "--html", str(tmp_path / "page.html")])
+        main(["inspect", str(dataset), "--n", "1", "--html", str(tmp_path / "page.html")])
     assert not left.value.code
     assert "train row" in capsys.readouterr().out and (tmp_path / "page.html").exists()

@@ -50,7 +50,7 @@ def undisturbed(corpus: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
     output = tmp_path_factory.mktemp("undisturbed")
     assert start(corpus, output, 1).wait(120) == 0
     found = contents(output)
-    assert len(found) == 3 + 7  # references, info.json, and three files a split; nothing else
+    assert len(found) == 3 + 9  # references, info.json, two files of the tokenizer, three a split; nothing else
     return found
 
 

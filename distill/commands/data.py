@@ -104,9 +104,6 @@ def pack(
 
 def inspect_packed(
     dataset: Annotated[Path, typer.Argument(help="folder of a packed dataset, or of one of its splits")],
-    tokenizer: Annotated[
-        str | None, typer.Option(help="the tokenizer it was packed with: folder with vocab.txt, or hub id")
-    ] = None,
     n: Annotated[int, typer.Option("--n", min=0, help="rows to show")] = 5,
     seed: Annotated[int, typer.Option(help="seed of the choice of rows and masks")] = 0,
     html: Annotated[Path | None, typer.Option(help="also write an HTML page to this file")] = None,
@@ -120,13 +117,11 @@ def inspect_packed(
     from distill.corpus.inspection import inspect_dataset
     from distill.corpus.inspection_page import write_page
     from distill.corpus.inspection_terminal import print_inspection
-    from distill.modeling.models import find_model
     from distill.places import check_writable_file
 
     if html is not None:
         check_writable_file(html)
-    folder = str(find_model(tokenizer, weights=False)) if tokenizer else None
-    inspection = inspect_dataset(dataset, folder, num_rows=n, seed=seed)
+    inspection = inspect_dataset(dataset, num_rows=n, seed=seed)
     print_inspection(inspection, Console())
     if html is not None:
         write_page(inspection, html)

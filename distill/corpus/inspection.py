@@ -6,7 +6,7 @@ The statistics are in statistics.py; how it is shown in inspection_terminal.py a
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,8 @@ from distill.corpus.masking import mask_rows
 from distill.corpus.order import permuted_row, sample_key, sample_random
 from distill.corpus.rows import PackedRows, open_table
 from distill.corpus.statistics import Statistics, TokenTable, count_statistics
-from distill.corpus.tokenizing import load_tokenizer
+from distill.corpus.tokenizing import TOKENIZER_FOLDER, load_tokenizer
 from distill.errors import InputError
-from distill.json_file import read_object
 
 Fate = Literal["plain", "special", "unknown", "masked", "replaced", "kept"]
 MASK_PROBABILITY = 0.15
@@ -58,54 +57,32 @@ class Inspection:
     """By split."""
 
 
-def inspect_dataset(dataset: Path, tokenizer: str | None, *, num_rows: int = 5, seed: int = 0) -> Inspection:
+def inspect_dataset(dataset: Path, *, num_rows: int = 5, seed: int = 0) -> Inspection:
     """Rows drawn by `seed`, with whole-word masks drawn by it, and the statistics of every split.
 
     Args:
         dataset: a folder with train and dev, or one of these.
-        tokenizer: folder of the tokenizer that it was packed with; None if the dataset's info.json names it.
     Raises:
-        InputError: no dataset there, no tokenizer, or one that the dataset was not packed with.
+        InputError: no dataset there, or a damaged one.
     """
-    splits, info = _find_splits(dataset)
-    folder = tokenizer or info.get("tokenizer")
-    if not isinstance(folder, str):
-        raise InputError(f"{dataset}: does not name its tokenizer; give the one it was packed with as --tokenizer")
-    table = TokenTable(load_tokenizer(folder))
-    _check_tokenizer(info, table, folder)
+    splits = _find_splits(dataset)
+    table = TokenTable(load_tokenizer(next(iter(splits.values())).parent / TOKENIZER_FOLDER))
     packed = {name: PackedRows(path) for name, path in splits.items()}
-    statistics = {name: count_statistics(rows, table, folder) for name, rows in packed.items()}
+    statistics = {name: count_statistics(rows, table) for name, rows in packed.items()}
     first = next(iter(packed))
     return Inspection(str(dataset), first, show_rows(packed[first], table, num_rows=num_rows, seed=seed), statistics)
 
 
-def _find_splits(dataset: Path) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Folder of each split, train first, and what info.json says."""
+def _find_splits(dataset: Path) -> dict[str, Path]:
+    """Folder of each split, train first."""
     if (dataset / "state.json").is_file():
-        info = dataset.parent / "info.json"
-        return {dataset.name: dataset}, read_object(info, what="what is packed") if info.is_file() else {}
+        return {dataset.name: dataset}
     found = {name: dataset / name for name in ("train", "dev") if (dataset / name / "state.json").is_file()}
     if not found:
         below = sorted(str(path.parents[1]) for path in dataset.glob("*/train/state.json"))[:8]
         told = f"there are below it: {', '.join(below)}; name one" if below else "make it with `distill pack`"
         raise InputError(f"{dataset}: not a packed dataset (no train/state.json); {told}")
-    info = dataset / "info.json"
-    return found, read_object(info, what="what is packed") if info.is_file() else {}
-
-
-def _check_tokenizer(info: dict[str, Any], table: TokenTable, folder: str) -> None:
-    size, common = info.get("vocab_size", len(table.tokens)), info.get("most_common_token")
-    if size != len(table.tokens):
-        raise InputError(
-            f"{folder}: has {len(table.tokens)} tokens, the dataset was packed with {size}; name the tokenizer it was "
-            "packed with"
-        )
-    number, token = (common.get("id"), common.get("token")) if isinstance(common, dict) else (None, None)
-    if isinstance(number, int) and 0 <= number < size and table.tokens[number] != token:
-        raise InputError(
-            f"{folder}: token {number} is {table.tokens[number]!r}, in the dataset it is {token!r}; name the tokenizer "
-            "it was packed with"
-        )
+    return found
 
 
 def show_rows(packed: PackedRows, table: TokenTable, *, num_rows: int, seed: int) -> list[ShownRow]:

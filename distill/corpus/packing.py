@@ -31,7 +31,7 @@ from distill.corpus.rows import RowWriter
 from distill.corpus.segment import resolve_segmenter
 from distill.corpus.shards import Shard, ShardSetup, ShardTokens
 from distill.corpus.source import Source, scan_sources
-from distill.corpus.tokenizing import load_tokenizer
+from distill.corpus.tokenizing import TOKENIZER_FOLDER, load_tokenizer
 from distill.corpus.workers import tokenize_sources
 from distill.errors import InputError
 
@@ -96,6 +96,7 @@ def pack_corpus(
             _pack_stream(stream, is_dev, target, made, spec, progress)
             info = {"format": FORMAT_VERSION, "packing": packing, "max_seq_length": max_seq_length}
             info |= _describe(target.packers, tokenizer)
+            tokenizer.save_pretrained(target.folder / TOKENIZER_FOLDER)
             target.finish(info, output)
     except InputError:
         shutil.rmtree(work, ignore_errors=True)

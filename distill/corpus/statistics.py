@@ -96,7 +96,7 @@ def _count_documents(packed: PackedRows) -> int:
     return sum(int(pc.sum(chunk.flatten()).as_py() or 0) for chunk in chunks)
 
 
-def count_statistics(packed: PackedRows, table: TokenTable, tokenizer_name: str) -> Statistics:
+def count_statistics(packed: PackedRows, table: TokenTable) -> Statistics:
     """The statistics of one split, from at most _MAX_COUNTED_ROWS evenly spread rows.
 
     Raises:
@@ -111,8 +111,8 @@ def count_statistics(packed: PackedRows, table: TokenTable, tokenizer_name: str)
         input_ids, continuation, length = packed.rows(numbers[start : start + _BLOCK_ROWS])
         if not 0 <= input_ids.min() <= input_ids.max() < len(counts):
             raise InputError(
-                f"{tokenizer_name}: has {len(counts)} tokens, the dataset holds token {input_ids.max()}; name the "
-                "tokenizer it was packed with"
+                f"{packed.path}: holds token {input_ids.max()}, its tokenizer has {len(counts)}; remove the packed "
+                "dataset, and it is made again"
             )
         is_filled = np.arange(input_ids.shape[1]) < length[:, None]
         counts += np.bincount(input_ids[is_filled], minlength=len(counts))

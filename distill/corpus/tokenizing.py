@@ -23,6 +23,8 @@ _KINDS = {
     "do_lower_case": (bool,), "strip_accents": (bool,), "tokenize_chinese_chars": (bool,),
     "model_max_length": (int, float),
 }  # fmt: skip
+TOKENIZER_FOLDER = "tokenizer"
+"""Of the tokenizer a dataset was packed with, in its folder."""
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from distill.corpus.statistics import script_of
+from distill.corpus.tokenizing import listed_tokens
 from distill.downstream.run import TAUGHT
 from distill.durable import write_whole
 from distill.json_file import short
@@ -69,7 +70,7 @@ def model_card(name: str, run: RunFolder, chain: Sequence[Model], results: Mappi
     if model.is_finished:
         stage = run.trained_stage(stage, name)
     measured = {row["name"]: row for row in results["models"]}
-    is_chinese = _knows_chinese(run, stage)
+    is_chinese = _knows_chinese(name, run, stage)
     parts = [
         f"---\n{_metadata(model, measured.get(name), run, is_chinese=is_chinese)}\n---\n{MARK}\n# {name}",
         _what_it_is(model, is_chinese=is_chinese),
@@ -84,14 +85,13 @@ def model_card(name: str, run: RunFolder, chain: Sequence[Model], results: Mappi
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _knows_chinese(run: RunFolder, stage: Mapping[str, Any]) -> bool:
+def _knows_chinese(name: str, run: RunFolder, stage: Mapping[str, Any]) -> bool:
     """Whether the vocabulary is a Chinese one, as it is taken to be where it is not at hand."""
-    folder = run.tokenizer(stage)
+    folder = run.model(name) or run.tokenizer(stage)
     if folder is None:
         return True
     with run.noting():
-        lines = (folder / "vocab.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-        scripts = [script_of(token.strip().removeprefix("##")) for token in lines]
+        scripts = [script_of(token.removeprefix("##")) for token in listed_tokens(folder)]
         return scripts.count("Han") > LEAST_HAN * len(scripts)
     return True
 

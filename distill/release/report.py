@@ -209,10 +209,8 @@ def collect_datasets(run: RunFolder) -> list[dict[str, Any]]:
     for dataset, stages in users.items():
         info = run.json_at(dataset / "info.json")
         inspection = None
-        tokenizer = run.tokenizer(stages[0])
-        if tokenizer:
-            with run.noting():
-                inspection = inspect_dataset(dataset, str(tokenizer), num_rows=NUM_ROWS)
+        with run.noting():
+            inspection = inspect_dataset(dataset, num_rows=NUM_ROWS)
         found.append({
             "name": dataset.name, "stages": [stage["name"] for stage in stages], "data": stages[0]["data"],
             "splits": {name: info[name] for name in ("train", "dev") if isinstance(info.get(name), dict)},

@@ -14,6 +14,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from distill.corpus.lock import is_gone
+from distill.corpus.tokenizing import TOKENIZER_FOLDER
 from distill.errors import InputError
 from distill.json_file import read_object
 from distill.recipe import Stage
@@ -116,12 +117,10 @@ class RunFolder:
         return None
 
     def tokenizer(self, stage: Mapping[str, Any]) -> Path | None:
-        """A folder with the tokens that a stage's dataset was packed with."""
-        names = [*stage["students"], stage["teacher"]]
-        folders = [self.model(name) for name in names if name]
-        given = stage["data"]["tokenizer"]
-        folders += [Path(given)] if given else []
-        return next((folder for folder in folders if folder and (folder / "vocab.txt").is_file()), None)
+        """The tokenizer that a stage's dataset was packed with."""
+        dataset = self.dataset(stage)
+        folder = dataset / TOKENIZER_FOLDER if dataset else None
+        return folder if folder and folder.is_dir() else None
 
     def json(self, name: str) -> dict[str, Any]:
         """The object in a file of the folder; empty if it is missing, or damaged, which is noted."""
