@@ -6,8 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
-SHIPPED = ("distill_configs/**/*.json", "jsons/**/*.json", "requirements.txt")
-"""Files of the top level that commands look up; distill/shipped.py finds them in the wheel."""
+SHIPPED = ("distill_configs/**/*.json", "jsons/**/*.json", "docs/*.md", "requirements.txt")
+"""Files of the top level that commands look up or messages name; distill/shipped.py finds them in the wheel."""
 
 
 class BuildWithShippedFiles(build_py):

@@ -1,4 +1,4 @@
-"""Files of the repository's top level that commands look up by name: configs, methods, recipes, the tested versions.
+"""Files of the repository's top level that commands look up by name, and docs/, whose pages messages name.
 
 In a checkout they stand beside the package, in an installed wheel inside it, where setup.py puts them.
 """

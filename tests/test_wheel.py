@@ -81,7 +81,7 @@ def test_the_wheel_is_enough_without_ltp(python, tmp_path, clean_environment):
     """About 40 s: built from a copy of what git has, installed beside nothing, run in a folder of its own."""
     source, installed, work = tmp_path / "source", tmp_path / "installed", tmp_path / "work"
     source.mkdir()
-    for name in ("distill", "distill_configs", "jsons"):
+    for name in ("distill", "distill_configs", "docs", "jsons"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "MANIFEST.in", "LICENSE", "requirements.txt"):
         shutil.copyfile(ROOT / name, source / name)
@@ -99,6 +99,7 @@ def test_the_wheel_is_enough_without_ltp(python, tmp_path, clean_environment):
     done = subprocess.run([python, "-c", COMMANDS, str(installed)], cwd=work, env=environment, capture_output=True,
                           text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert (installed / "distill/shipped_files/docs/faq.md").is_file() and "shipped_files/docs," in done.stdout
     assert "MiniRBT-h288" in done.stdout and '"distill_configs/MiniRBT-h256.json"' in done.stdout
     serve = [python, "-c", SERVE, str(ROOT / "scripts" / "serve_onnx.py")]
     done = subprocess.run(serve, cwd=work, env=environment, capture_output=True, text=True, check=True)

@@ -107,6 +107,7 @@ def _packages() -> Iterator[Finding]:
         yield Finding(State.note, "versions", f"not those that were tested: {', '.join(others)}")
     elif all(found.values()):
         yield Finding(State.ok, "versions", f"{len(found)} packages as tested")
+    yield Finding(State.ok, "docs/", f"{shipped('docs')}, the pages that messages name")
 
 
 def _tested_versions() -> dict[str, str]:
