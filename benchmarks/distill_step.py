@@ -85,12 +85,12 @@ def best_settings(device: torch.device) -> Settings:
     return Settings(device, choose_dtype("auto", device), 0.0, should_compile("auto", device))
 
 
-def make_batch(rows: int, length: int, vocab_size: int, *, seed: int = 0) -> MicroBatch:
-    """Full random rows of which the usual share is masked."""
+def make_batch(rows: int, length: int, vocab_size: int, *, seed: int = 0, masked: float = MASKED_SHARE) -> MicroBatch:
+    """Full random rows of which the usual share, or `masked`, is masked."""
     generator = torch.Generator().manual_seed(seed)
     input_ids = torch.randint(670, vocab_size, (rows, length), generator=generator)
     input_ids[:, 0], input_ids[:, -1] = 101, 102
-    count = round(MASKED_SHARE * length)
+    count = round(masked * length)
     inner = torch.stack([torch.randperm(length - 2, generator=generator)[:count].sort().values + 1
                          for _ in range(rows)])  # fmt: skip
     positions = (inner + torch.arange(rows)[:, None] * length).flatten()
@@ -110,8 +110,10 @@ def model_of(name: str, dropout: float, *, seed: int, attention: str = "sdpa") -
 class Ours:
     """Our loop over one batch, a step at a time."""
 
-    def __init__(self, teacher: str, students: tuple[str, ...], batch: MicroBatch, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, teacher: str, students: tuple[str, ...], batch: MicroBatch, settings: Settings,
+                 **fields: Any) -> None:  # fmt: skip
+        """`fields` of a recipe's student replace MiniRBT's objective."""
+        self.settings, self.fields = settings, fields
         device, dtype = settings.device, settings.dtype
         self.model = model_of(teacher, 0.0, seed=1).to(device)
         self.runs = [self._start(name, number) for number, name in enumerate(students)]
@@ -131,9 +133,10 @@ class Ours:
     def _start(self, name: str, number: int) -> StudentRun:
         settings = self.settings
         model = model_of(name, settings.dropout, seed=2 + number, attention=settings.attention)
-        student = Student(config=name, matches=["uniform"], temperature=TEMPERATURE, learning_rate=LEARNING_RATE)
+        default = {"matches": ["uniform"], "temperature": TEMPERATURE, "learning_rate": LEARNING_RATE}
+        student = Student(config=name, **{**default, **self.fields})
         return StudentRun(
-            name, model, student, matches=resolve_matches(["uniform"], self.model.config, model.config),
+            name, model, student, matches=resolve_matches(student.matches, self.model.config, model.config),
             distilled=True, steps=10_000, seed_parts=(0,), device=settings.device, dtype=settings.dtype,
             compiled=settings.compiled,
         )  # fmt: skip

@@ -1,0 +1,69 @@
+"""What each lever of docs/quality.md costs: the time of a step with it over that of a step without.
+
+    python benchmarks/levers.py
+
+Our step at its best settings with MiniRBT's objective, and the same with one thing changed, taking turns. The balance
+of the loss terms, which is measured every so many steps, is timed by itself. Prints a table for each shape of a batch
+and one JSON line.
+"""
+
+import argparse
+import json
+from typing import Any
+
+import torch
+from distill_step import CONFIGS, PAIRS, Ours, best_settings, make_batch, print_table, read_arguments, take_turns
+
+from distill.modeling.models import load_config
+from distill.training.gradients import term_gradient_norms
+
+BASE, BALANCE = "nothing", "one balance of the terms"
+OWN = {"temperature": 2.0, "kd_scale": "tau_squared", "mlm_weight": 1.0}
+LEVERS: dict[str, dict[str, Any]] = {
+    BASE: {},
+    "optimizer muon": {"optimizer": "muon"},
+    "ema 0.999": {"ema": 0.999},
+    "mlm_weight 1": {"mlm_weight": 1.0},
+    "own: temperature 2, tau_squared, mlm_weight 1": OWN,
+    "no layer matches": {"matches": []},
+    "last:relation instead of hidden states": {"matches": ["last:relation"]},
+    "last:sample_relation besides": {"matches": ["uniform", "last:sample_relation"]},
+    "last:cos besides": {"matches": ["uniform", "last:cos"]},
+}
+"""What is changed -> fields of the student."""
+MORE_MASKS = 0.3
+
+
+def time_levers(pair: str, rows: int, length: int, device: torch.device, seconds: float) -> dict[str, Any]:
+    """Measures all levers in turn and prints the table of one shape."""
+    teacher, student = PAIRS[pair]
+    settings, vocab_size = best_settings(device), load_config(CONFIGS / f"{teacher}.json").vocab_size
+    batch = make_batch(rows, length, vocab_size)
+    sides = {name: Ours(teacher, (student,), batch, settings, **fields) for name, fields in LEVERS.items()}
+    masks = f"{MORE_MASKS:.0%} of the tokens masked"
+    sides[masks] = Ours(teacher, (student,), make_batch(rows, length, vocab_size, masked=MORE_MASKS), settings)
+    base = sides[BASE]
+    steps = {name: side.step for name, side in sides.items()}
+    steps[BALANCE] = lambda: measure_terms(base, batch)
+    times = take_turns(steps, seconds)
+    print(f"{pair}, {rows}x{length}")
+    print_table(["what differs", "seconds", "times the step without"],
+                [[name, f"{taken:.3f}", f"{taken / times[BASE]:.2f}"] for name, taken in times.items()])  # fmt: skip
+    return {"pair": pair, "shape": f"{rows}x{length}", "seconds": times}
+
+
+def measure_terms(side: Ours, batch: Any) -> None:
+    """What a step does beforehand when the terms are balanced."""
+    term_gradient_norms(side.runs[0].objective, batch.to(side.settings.device), side.teacher)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pair", choices=PAIRS, default=list(PAIRS)[-1], help="teacher and student")
+    arguments = read_arguments(parser)
+    tables = [time_levers(arguments.pair, *shape, arguments.device, arguments.seconds) for shape in arguments.shapes]
+    print(json.dumps({"benchmark": "levers", "device": str(arguments.device), "levers": tables}))
+
+
+if __name__ == "__main__":
+    main()
