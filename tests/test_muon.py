@@ -5,6 +5,7 @@ import torch
 from test_loop import BATCH, copies, run, start_run
 from torch import nn
 
+from distill.training import muon
 from distill.training.muon import ADAMW_RMS, MuonAdamW, muon_dtype, orthogonalise
 
 SHAPES = [(16, 24), (24, 16), (20, 20)]
@@ -18,13 +19,34 @@ def random_matrix(*shape, seed=0):
 def test_in_bfloat16_five_updates_are_torchs(shape):
     """torch.optim.Muon is the reference; it knows no other dtype."""
     ours, theirs = (nn.Parameter(random_matrix(*shape)) for _ in range(2))
-    muon = MuonAdamW([{"params": [ours], "muon": True}], dtype=torch.bfloat16, lr=0.1, weight_decay=0.3)
+    ours_muon = MuonAdamW([{"params": [ours], "muon": True}], dtype=torch.bfloat16, lr=0.1, weight_decay=0.3)
     torchs = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
     for step in range(5):
         ours.grad = theirs.grad = random_matrix(*shape, seed=1 + step)
-        muon.step()
+        ours_muon.step()
         torchs.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("at_once", [1 << 24, 1000, 1])
+def test_matrices_of_any_shapes_are_updated_together_as_each_by_itself(at_once, monkeypatch):
+    shapes = [(16, 24), (24, 16), (16, 24), (20, 20), (16, 24), (16, 24)]
+    together, alone = (
+        [nn.Parameter(random_matrix(*shape, seed=i)) for i, shape in enumerate(shapes)] for _ in range(2)
+    )
+    monkeypatch.setattr(muon, "MOST_AT_ONCE", at_once)
+    options = {"dtype": torch.float32, "lr": 0.1, "weight_decay": 0.3}
+    optimizers = [MuonAdamW([{"params": together, "muon": True}], **options)]
+    optimizers += [MuonAdamW([{"params": [matrix], "muon": True}], **options) for matrix in alone]
+    for step in range(3):
+        for number, matrices in enumerate(zip(together, alone, strict=True)):
+            for matrix in matrices if (step, number) != (1, 2) else ():  # which has no gradient then
+                matrix.grad = random_matrix(*matrix.shape, seed=10 * step + number)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
@@ -32,7 +54,7 @@ def test_in_bfloat16_five_updates_are_torchs(shape):
 def test_in_float32_an_update_has_the_directions_of_the_svd_and_singular_values_near_1(shape, scale):
     matrix = random_matrix(*shape) * scale
     u, values, v = torch.linalg.svd(matrix, full_matrices=False)
-    found = u.T @ orthogonalise(matrix, torch.float32) @ v.T
+    found = u.T @ orthogonalise(matrix[None], torch.float32)[0] @ v.T
     assert values.max() / values.min() > 3, "something was orthogonalised"
     assert found.diagonal().min() > 0.6 and found.diagonal().max() < 1.3
     torch.testing.assert_close(found, found.diagonal().diag(), rtol=0, atol=1e-4)
