@@ -29,8 +29,31 @@ def test_every_benchmark_task_ships():
 def test_clues_form_keeps_ids_and_order(tmp_path):
     task = load_task("tnews")
     path = write_submission(tmp_path, task, RECORDS, IDS, task.labels)
-    assert path.name == "tnews_predict.json"
+    assert path.name == "tnews11_predict.json"
     assert path.read_text("utf-8").splitlines()[0] == '{"id": 7, "label": "100"}'
+
+
+def test_files_have_the_names_that_clue_asks_for_with_its_new_test_sets():
+    """Its rules of September 2021: the task and `_predict.json`, with 11 where version 1.1 has another test set."""
+    others = {task: name for task, name in CLUE_FILES.items() if name != f"{task}_predict.json"}
+    expected = {"tnews": "tnews11", "cluewsc": "cluewsc11", "c3": "c311", "ocnli": "ocnli_50k"}
+    assert others == {task: f"{name}_predict.json" for task, name in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "message"),
+    [
+        ("sts-b", float("nan"), "id '0': nan is no number"),
+        ("c3", -1, "id 'Q': -1 is not the number of a choice"),
+        ("c3", "2", "id 'Q': \"2\" is not the number of a choice"),
+        ("cluener", {"planet": {"x": [[0, 0]]}}, "id 'Q': \"planet\" is no entity type of cluener"),
+    ],
+)
+def test_an_answer_of_the_wrong_kind_is_refused(tmp_path, name, label, message):
+    task = load_task(name)
+    labels = task.labels if task.kind == "tags" else ()
+    with pytest.raises(InputError, match=message):
+        write_submission(tmp_path, task, [{"id": "Q", "label": label}], ["Q"], labels)
 
 
 def test_glues_form_counts_rows_from_0(tmp_path):

@@ -8,8 +8,9 @@ split that it answers: every row once, labels as the task writes them.
 import csv
 import io
 import json
+import math
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from distill.errors import InputError
 from distill.json_file import nearest, short
 
 CLUE_FILES = {
-    "afqmc": "afqmc_predict.json", "tnews": "tnews_predict.json", "iflytek": "iflytek_predict.json",
+    "afqmc": "afqmc_predict.json", "tnews": "tnews11_predict.json", "iflytek": "iflytek_predict.json",
     "cmnli": "cmnli_predict.json", "ocnli": "ocnli_50k_predict.json", "csl": "csl_predict.json",
-    "cluewsc": "wsc_predict.json", "c3": "c3_predict.json", "cmrc2018": "cmrc2018_predict.json",
+    "cluewsc": "cluewsc11_predict.json", "c3": "c311_predict.json", "cmrc2018": "cmrc2018_predict.json",
     "cluener": "cluener_predict.json",
 }  # fmt: skip
+"""Names of version 1.1 in CLUE's rules for submissions of September 2021, with 11 where its test set is new."""
 GLUE_FILES = {
     "cola": "CoLA.tsv", "sst-2": "SST-2.tsv", "mrpc": "MRPC.tsv", "sts-b": "STS-B.tsv", "qqp": "QQP.tsv",
     "mnli-m": "MNLI-m.tsv", "mnli-mm": "MNLI-mm.tsv", "qnli": "QNLI.tsv", "rte": "RTE.tsv", "wnli": "WNLI.tsv",
@@ -120,12 +122,21 @@ def check_submission(path: Path, task: Task, ids: Sequence[str], labels: Sequenc
     if missing or extra:
         what = f"no answer for the id '{missing[0]}'" if missing else f"an answer for '{extra[0]}', which is no row"
         raise InputError(f"{path}: {len(given):,} answers for {len(expected):,} rows of {task.name}: {what}")
-    legal = set(labels)
     for key, value in given:
-        if task.kind == "classification" and value not in legal:
-            raise InputError(
-                f"{path}, id '{key}': {short(value)} is no label of {task.name}{nearest(str(value), legal)}"
-            )
+        for problem in _problems(value, task, labels):
+            raise InputError(f"{path}, id '{key}': {problem}")
+
+
+def _problems(value: Any, task: Task, labels: Sequence[str]) -> Iterator[str]:
+    """What is wrong with one answer."""
+    if task.kind == "classification" and value not in labels:
+        yield f"{short(value)} is no label of {task.name}{nearest(str(value), labels)}"
+    elif task.kind == "regression" and not math.isfinite(float(value)):
+        yield f"{value} is no number; the model that answered is broken"
+    elif task.kind == "choice" and not (type(value) is int and value >= 0):
+        yield f"{short(value)} is not the number of a choice"
+    elif task.kind == "tags":
+        yield from (f"{short(name)} is no entity type of {task.name}" for name in value if name not in labels)
 
 
 def _read(path: Path, task: Task) -> list[tuple[str, Any]]:
