@@ -61,7 +61,9 @@ class FineTune(Section):
     """Models x tasks x hyper-parameters x seeds at the end of a recipe, and tables of the results."""
 
     data: str = Field(
-        default="dataset/tasks", description="folder with a folder for each task, or hf:OWNER/NAME[:CONFIG]"
+        default="dataset/tasks",
+        description="folder with a folder for each task, or hf:OWNER/NAME[:CONFIG]; hf: alone is each task's own "
+        "dataset on the hub",
     )
     preset: str | None = Field(
         default=None, description="published grid whose tasks, values and seeds fill those not given here"

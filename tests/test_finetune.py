@@ -16,11 +16,11 @@ from fixtures_cli import complaint, run
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, BertTokenizer
 
 from distill.downstream.finetune import finetune, predict
-from distill.downstream.grid import Grid, count_runs, grid_names, list_runs, load_grid, with_tasks
+from distill.downstream.grid import Grid, Run, count_runs, grid_names, list_runs, load_grid, with_tasks
 from distill.downstream.results import as_cells, best_results, details_table, read_runs
 from distill.downstream.run import finished_metrics, model_name, run_folder, with_defaults
 from distill.downstream.scores import absolute_table, rule_for
-from distill.downstream.search import finetune_run, run_grid, search
+from distill.downstream.search import _ended_runs, finetune_run, run_grid, search
 from distill.downstream.task import Task, load_task
 from distill.downstream.task_data import load_task_data
 from distill.downstream.trainer import TellProgress
@@ -490,6 +490,25 @@ def test_a_killed_grid_started_again_equals_an_undisturbed_one(encoder, tmp_path
             (tmp_path / output / "report" / table).read_text("utf-8") for output in ("killed", "undisturbed")
         )
         assert ours == theirs
+
+
+class Deadly:
+    """A run that ends the process which takes it up."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_no_run_but_its_own(tmp_path):
+    task = load_task("tnews")
+    others = [Run("m", tmp_path, task, str(tmp_path), with_defaults(task), tmp_path / name) for name in "abc"]
+    runs = [others[0], Deadly(), *others[1:]]
+    ended = list(_ended_runs(runs, 2))
+    told = {id(run): problem for run, problem in ended}
+    assert len(ended) == len(told) == 4
+    assert told.pop(id(runs[1])) == "its process was killed (out of memory?)"
+    assert all("tnews: no data for split 'train'" in problem for problem in told.values())
 
 
 @pytest.mark.slow

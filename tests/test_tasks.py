@@ -6,7 +6,15 @@ import pytest
 
 from distill.downstream.examples import Answer, ChoiceQuestion, Entity, TextExample
 from distill.downstream.task import load_task, task_names
-from distill.downstream.task_data import _labels_of, load_task_data, require_labels
+from distill.downstream.task_data import (
+    _labels_of,
+    can_score,
+    has_split,
+    load_input,
+    load_task_data,
+    name_hub,
+    require_labels,
+)
 from distill.errors import InputError
 
 
@@ -147,6 +155,16 @@ def test_rows_without_agreed_label_are_left_out_and_counted(tmp_path):
     split = read(tmp_path, "ocnli")
     assert [example.id for example in split.examples] == ["1"]
     assert split.notes == ("2 rows labelled '-' left out (line 1, line 3)",)
+
+
+def test_every_row_of_a_users_file_is_answered(tmp_path):
+    """Those without agreed label, too, so that answers stand in the order of the rows; they cannot be scored then."""
+    rows = [{**PAIR, "label": label, "id": i} for i, label in enumerate(["-", "neutral"])]
+    write(tmp_path, {"dev.json": rows})
+    task = load_task("ocnli")
+    split = load_input(task, str(tmp_path / "dev.json"), task.labels).splits["input"]
+    assert [(example.id, example.label) for example in split.examples] == [("0", None), ("1", "neutral")]
+    assert not can_score(task, split)
 
 
 def test_broken_rows_of_qqp_are_left_out_and_counted(tmp_path):
@@ -338,8 +356,49 @@ def test_datasets_of_the_hub_come_with_class_numbers(tmp_path, monkeypatch):
     assert split.examples == (TextExample("5", ("a", "c"), "contradiction"),)
 
 
+def write_hub(folder, **splits):
+    """A folder that `datasets` reads as it reads the hub's."""
+    datasets = pytest.importorskip("datasets")
+    folder.mkdir()
+    lines = ["---", "configs:", "- config_name: default", "  data_files:"]
+    for name, rows in splits.items():
+        datasets.Dataset.from_list(rows).to_parquet(folder / f"{name}.parquet")
+        lines += [f"  - split: {name}", f"    path: {name}.parquet"]
+    (folder / "README.md").write_text("\n".join([*lines, "---", ""]), "utf-8")
+    return f"hf:{folder}"
+
+
+def test_a_dataset_of_the_hub_without_a_split_is_asked_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    data = write_hub(tmp_path / "hub", train=[{**PAIR, "label": "neutral"}], validation=[{**PAIR, "label": "neutral"}])
+    assert [has_split(load_task("ocnli"), data, split) for split in ("train", "dev", "test")] == [True, True, False]
+    own = load_task("ocnli").model_copy(update={"files": {"train": ["a"], "dev": ["b"]}})
+    assert not has_split(own, "hf:never/asked", "test")
+
+
+def test_questions_of_one_text_share_its_id_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    row = {"id": 7, "context": ["甲"], "choice": ["乙", "丙"], "answer": "丙"}
+    data = write_hub(tmp_path / "hub", validation=[{**row, "question": "一"}, {**row, "question": "二"}])
+    examples = load_task_data(load_task("c3"), data, ["dev"]).splits["dev"].examples
+    assert [(example.id, example.question, example.label) for example in examples] == [("0", "一", 1), ("1", "二", 1)]
+
+
+def test_the_hub_alone_is_each_tasks_own_dataset():
+    assert name_hub(load_task("tnews"), "hf:") == "hf:clue/clue:tnews"
+    assert name_hub(load_task("tnews"), "hf:other/name") == "hf:other/name"
+    with pytest.raises(InputError, match="mine: no dataset of the hub is known; name one, --data hf:OWNER/NAME"):
+        name_hub(load_task("tnews").model_copy(update={"name": "mine", "hub": ""}), "hf:")
+
+
+def test_made_up_scores_of_the_hubs_test_split_are_not_scored(tmp_path):
+    rows = "index\tsentence1\tsentence2\tscore\n0\ta\tb\t-1.0\n"
+    write(tmp_path, {"test.tsv": rows})
+    assert not can_score(load_task("sts-b"), read(tmp_path, "sts-b", "test"))
+
+
 def test_a_dataset_that_is_not_on_the_hub_is_one_line(tmp_path, monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="hf:nobody/nothing: split 'validation' cannot be loaded .*HF_ENDPOINT"):
+    with pytest.raises(InputError, match="hf:nobody/nothing, split 'validation': cannot be loaded .*HF_ENDPOINT"):
         load_task_data(load_task("tnews"), "hf:nobody/nothing", ["dev"])

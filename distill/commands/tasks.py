@@ -15,7 +15,11 @@ DATA = "dataset/tasks"
 OUTPUT = Path("saves/finetune")
 
 Data = Annotated[
-    str, typer.Option(help="folder with a folder for each task, the folder of one task, or hf:OWNER/NAME[:CONFIG]")
+    str,
+    typer.Option(
+        help="folder with a folder for each task, the folder of one task, or hf:OWNER/NAME[:CONFIG]; "
+        "hf: alone is each task's own dataset on the hub"
+    ),
 ]
 Processes = Annotated[
     int | None,

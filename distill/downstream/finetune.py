@@ -47,6 +47,7 @@ from distill.downstream.trainer import (
     AdvanceBar,
     SharingTrainer,
     TellProgress,
+    computes_in_bf16,
     make_arguments,
     mean_loss,
     on_one_gpu,
@@ -142,7 +143,7 @@ def _finetune(
         **measured,
         "num_train_examples": len(train.examples), "num_train_features": len(features),
         "labels": list(data.labels), "files": {name: list(split.files) for name, split in data.splits.items()},
-        "notes": {name: list(split.notes) for name, split in data.splits.items()},
+        "notes": {name: split.noted for name, split in data.splits.items()},
         "train_seconds": round(seconds, 2), "device": str(trainer.args.device),
         "num_processes": trainer.args.world_size,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
@@ -168,7 +169,7 @@ def predict(
     encoded = encode_split(task, found.examples, labels, tokenizer, max_length)
     arguments = TrainingArguments(
         output_dir=str(folder), per_device_eval_batch_size=EVAL_BATCH_SIZE, report_to="none", disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(), remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(), remove_unused_columns=False, bf16=computes_in_bf16(),
     )  # fmt: skip
     trainer = Trainer(model, on_one_gpu(arguments), collator(task, tokenizer))
     with show_progress(f"{task.name}, {split}", math.ceil(len(encoded.features) / EVAL_BATCH_SIZE), "batch") as advance:

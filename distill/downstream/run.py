@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from distill.downstream.task import Task
-from distill.downstream.task_data import HUB, find_files
+from distill.downstream.task_data import HUB, find_files, name_hub
 from distill.durable import write_json
 from distill.errors import InputError
 from distill.json_file import read_json
@@ -75,6 +75,7 @@ def run_folder(
         model: folder with weights.
         data: as for load_task_data. A hub dataset counts by its name, files by their bytes.
     """
+    data = name_hub(task, data)
     settings = {
         "schema": _SCHEMA,
         "model": digest_model(model),

@@ -21,7 +21,7 @@ from distill.downstream.metrics import mean_score
 from distill.downstream.ray_runs import runs_over_ray
 from distill.downstream.run import TAUGHT, Distillation, finished_metrics, run_folder
 from distill.downstream.task import load_task
-from distill.downstream.task_data import HUB, TaskData, find_files, load_task_data
+from distill.downstream.task_data import TaskData, has_split, load_task_data
 from distill.errors import InputError, first_line
 
 
@@ -125,6 +125,19 @@ def _ended_runs(runs: Sequence[Run], processes: int) -> Iterator[tuple[Run, str]
         for run in runs:
             yield run, _attempt(run)
         return
+    lost = []
+    for run, problem in _in_pool(runs, processes):
+        if problem is None:
+            lost.append(run)
+        else:
+            yield run, problem
+    for run in lost:  # one of them took the others' pool with it
+        for _, problem in _in_pool([run], 1):
+            yield run, "its process was killed (out of memory?)" if problem is None else problem
+
+
+def _in_pool(runs: Sequence[Run], processes: int) -> Iterator[tuple[Run, str | None]]:
+    """(run, what went wrong or '') as they end; None for all that are left when a process of the pool is killed."""
     context = multiprocessing.get_context("spawn")
     numbers = context.Queue()
     for number in range(processes):
@@ -134,7 +147,7 @@ def _ended_runs(runs: Sequence[Run], processes: int) -> Iterator[tuple[Run, str]
     try:
         for future in as_completed(futures):
             killed = isinstance(future.exception(), BrokenProcessPool)
-            yield futures[future], "its process was killed (out of memory?)" if killed else future.result()
+            yield futures[future], None if killed else future.result()
     except BaseException:  # the user's signal: what is under way is done again by the next command
         for child in multiprocessing.active_children():
             child.terminate()
@@ -156,7 +169,7 @@ def _start_worker(numbers: "multiprocessing.Queue[int]", processes: int) -> None
 def _attempt(run: Run) -> str:
     try:
         finetune_run(run, show=lambda line: None)
-    except (InputError, RuntimeError, OSError) as error:  # the memory of a GPU or a full disk ends this run alone
+    except (InputError, RuntimeError, OSError, ValueError) as error:  # a GPU's memory, a full disk end this run alone
         return first_line(error, None)
     return ""
 
@@ -191,9 +204,7 @@ def finetune_run(
 
 def load_run_data(run: Run) -> TaskData:
     """Train and dev of a run's task, and test where there is one."""
-    splits = ["train", "dev"]
-    if run.data.startswith(HUB) or ("test" in run.task.files and find_files(run.task, Path(run.data), "test")):
-        splits.append("test")
+    splits = ["train", "dev", *(["test"] if has_split(run.task, run.data, "test") else [])]
     return load_task_data(run.task, run.data, splits)
 
 

@@ -2,13 +2,15 @@
 
 1. `--data` is a folder that has the task's folder (dataset/tasks has tnews/), or the task's folder itself, or
    `hf:OWNER/NAME[:CONFIG]` on the hub.
+   (`hf:` alone: the task's own, where one is known).
 2. The first file name of a split that is there is read (records.py) and made into examples (examples.py).
 3. Labels are checked against the task's, or collected from train.
 """
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +26,7 @@ _NUM_NAMED = 5
 
 @dataclass(frozen=True)
 class Split:
-    """One split as read: `files` is where from, `notes` what was left out or mended, one line each.
+    """One split as read: `files` is where from, `noted` what was left out or mended, and where.
 
     `columns` are those of its first row, for messages.
     """
@@ -32,8 +34,13 @@ class Split:
     name: str
     files: tuple[str, ...]
     examples: tuple[Example, ...]
-    notes: tuple[str, ...]
+    noted: Notes
     columns: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """`noted` in words, a line each, with the first few places."""
+        return tuple(_describe_notes(self.noted))
 
     @property
     def is_labelled(self) -> bool:
@@ -59,6 +66,7 @@ def load_task_data(task: Task, data: str, splits: Sequence[str], *, labels: Sequ
     Raises:
         InputError: data that is not there, an empty split, a wrong row, a label that is not the task's.
     """
+    data = name_hub(task, data)
     names = list(splits)
     uses_labels = task.kind in ("classification", "tags")
     known = tuple(labels) or (() if task.labels == FROM_TRAIN else tuple(task.labels))
@@ -80,12 +88,14 @@ def load_task_data(task: Task, data: str, splits: Sequence[str], *, labels: Sequ
         if not examples:
             raise InputError(f"{', '.join(files)}: no usable rows for split '{name}' of {task.name}; {_told(notes)}")
         _check_all_labelled(task, placed)
-        found[name] = Split(name, files, examples, tuple(describe_notes(notes)), tuple(columns))
+        found[name] = Split(name, files, examples, notes, tuple(columns))
     return TaskData(task, known if uses_labels else (), found)
 
 
 def load_input(task: Task, source: str, labels: Sequence[str]) -> TaskData:
     """Rows to be answered, as the one split `input`: a file of the task's form, or JSON lines on stdin for "-".
+
+    Every row, those too whose label makes training and scoring leave them out.
 
     Raises:
         InputError: no such file, no rows, a wrong row.
@@ -94,14 +104,20 @@ def load_input(task: Task, source: str, labels: Sequence[str]) -> TaskData:
         raise InputError(f"{source}: no such file; give rows in the form of {task.name}'s files, or - for JSON lines")
     notes: Notes = {}
     path, content = (Path("stdin.jsonl"), sys.stdin.buffer.read()) if source == "-" else (Path(source), None)
-    placed = make_examples(read_records(path, task, notes, content=content), task, notes)
+    records = (_without_dropped_label(record, task) for record in read_records(path, task, notes, content=content))
+    placed = make_examples(records, task, notes)
     if not placed:
         raise InputError(f"{path}: no rows to answer; {_told(notes)}")
     known = tuple(labels) if task.kind in ("classification", "tags") else ()
     if known:
         _check_labels(placed, known)
     examples = tuple(example for _, example in placed)
-    return TaskData(task, known, {"input": Split("input", (str(path),), examples, tuple(describe_notes(notes)))})
+    return TaskData(task, known, {"input": Split("input", (str(path),), examples, notes)})
+
+
+def _without_dropped_label(record: Record, task: Task) -> Record:
+    is_dropped = str(record.values.get(task.label)) in task.drop_labels
+    return replace(record, values={**record.values, task.label: None}) if is_dropped else record
 
 
 def require_labels(task: Task, split: Split) -> None:
@@ -140,7 +156,7 @@ def find_files(task: Task, folder: Path, split: str) -> list[Path]:
     return []
 
 
-def describe_notes(notes: Notes) -> Iterator[str]:
+def _describe_notes(notes: Notes) -> Iterator[str]:
     """`50 rows labelled '-' left out (dev.json, line 3, ...)`, one line for each kind of note."""
     for what, places in notes.items():
         more = ", ..." if len(places) > _NUM_NAMED else ""
@@ -148,7 +164,7 @@ def describe_notes(notes: Notes) -> Iterator[str]:
 
 
 def _told(notes: Notes) -> str:
-    return "; ".join(describe_notes(notes)) or "the file is empty"
+    return "; ".join(_describe_notes(notes)) or "the file is empty"
 
 
 class _Rows(NamedTuple):
@@ -197,25 +213,58 @@ def _missing(task: Task, folder: Path, split: str) -> str:
     )
 
 
+def name_hub(task: Task, data: str) -> str:
+    """`data` as given, but `hf:` alone as the task's own dataset on the hub.
+
+    Raises:
+        InputError: none is known.
+    """
+    if data != HUB:
+        return data
+    if not task.hub:
+        raise InputError(f"{task.name}: no dataset of the hub is known; name one, --data hf:OWNER/NAME[:CONFIG]")
+    return HUB + task.hub
+
+
+def has_split(task: Task, data: str, split: str) -> bool:
+    """Whether a split is there; InputError if a dataset of the hub cannot be reached."""
+    data = name_hub(task, data)
+    if split not in task.files or not data.startswith(HUB):
+        return split in task.files and bool(find_files(task, Path(data), split))
+    import datasets
+
+    name, _, config = data.removeprefix(HUB).partition(":")
+    with _told_of_the_hub(data):
+        return task.hub_splits.get(split, split) in datasets.get_dataset_split_names(name, config or None)
+
+
 def _hub_records(task: Task, data: str, split: str) -> Iterator[Record]:
     """Rows of a dataset of the hub (or of a local folder that `datasets` reads), class numbers as label names."""
     import datasets
 
     name, _, config = data.removeprefix(HUB).partition(":")
     hub_split = task.hub_splits.get(split, split)
-    try:
+    with _told_of_the_hub(f"{data}, split '{hub_split}'"):
         rows = datasets.load_dataset(name, config or None, split=hub_split)
-    except (OSError, ValueError, RuntimeError) as error:  # the hub's errors, and what its HTTP client raises
-        reason = first_line(error, None)
-        raise InputError(
-            f"{data}: split '{hub_split}' cannot be loaded ({reason[:160]}); check the name (hf:OWNER/NAME[:CONFIG]) "
-            f"and the network, set HF_ENDPOINT to a mirror, or put the files into a folder"
-        ) from None
     for number, values in enumerate(rows, start=1):
         for column, feature in rows.features.items():
             if isinstance(feature, datasets.ClassLabel):
                 values[column] = _class_name(values[column], feature.names, task)
+        if task.kind == "choice" and split != "test":
+            values.pop("id", None)  # C3's is that of the text, which has several questions
         yield Record(f"{data}, {hub_split}, row {number}", rename(values, task))
+
+
+@contextmanager
+def _told_of_the_hub(what: str) -> Iterator[None]:
+    """The hub's errors, and those of its HTTP client, as one line."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{what}: cannot be loaded ({first_line(error, None)[:160]}); check the name (hf:OWNER/NAME[:CONFIG]) "
+            f"and the network, set HF_ENDPOINT to a mirror, or put the files into a folder"
+        ) from None
 
 
 def _class_name(number: int | None, names: Sequence[str], task: Task) -> str | None:

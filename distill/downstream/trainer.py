@@ -26,6 +26,11 @@ PROGRESS_SECONDS = 30
 SCORE, LOSS = "score", "mean_loss"
 
 
+def computes_in_bf16() -> bool:
+    """Whether fine-tuned models train and answer under bf16 autocast."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
 def make_arguments(
     folder: Path, hyperparameters: Hyperparameters, task: Task, *, has_teacher: bool
 ) -> TrainingArguments:
@@ -46,7 +51,7 @@ def make_arguments(
         weight_decay=WEIGHT_DECAY,
         lr_scheduler_type="linear",
         seed=hyperparameters.seed,
-        bf16=has_gpu and torch.cuda.is_bf16_supported(),
+        bf16=computes_in_bf16(),
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,
