@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -525,6 +526,7 @@ DATASETS = {
         "holds other columns",
     ),
     "rows missing": (lambda f: rewrite(f, lambda t: t.slice(1)), "rows are there; remove the packed dataset"),
+    "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "has no tokenizer/; remove the packed dataset"),
     "an info that is a list": (lambda f: (f / "info.json").write_text("[]"), "info.json: .*JSON object"),
     "an info that is broken": (lambda f: (f / "info.json").write_text("{"), "info.json, line 1"),
 }

@@ -76,7 +76,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Everything that is looked at, in the order in which it is printed."""
-    return [*_packages(), *_extras(), *_machine(), *_weights()]
+    return [*_packages(), *_extras(), _docs(), *_machine(), *_weights()]
 
 
 def is_usable(findings: list[Finding]) -> bool:
@@ -107,7 +107,6 @@ def _packages() -> Iterator[Finding]:
         yield Finding(State.note, "versions", f"not those that were tested: {', '.join(others)}")
     elif all(found.values()):
         yield Finding(State.ok, "versions", f"{len(found)} packages as tested")
-    yield Finding(State.ok, "docs/", f"{shipped('docs')}, the pages that messages name")
 
 
 def _tested_versions() -> dict[str, str]:
@@ -136,6 +135,13 @@ def _extras() -> Iterator[Finding]:
             yield Finding(State.note, f"extra {extra}", f"not installed, for {use}: pip install {' '.join(lacking)}")
         else:
             yield Finding(State.ok, f"extra {extra}", f"installed, for {use}")
+
+
+def _docs() -> Finding:
+    folder = shipped("docs")
+    if folder.is_dir():
+        return Finding(State.ok, "docs/", f"{folder}, whose pages messages name")
+    return Finding(State.note, "docs/", "not installed; the pages that messages name are in the repository")
 
 
 def _machine() -> Iterator[Finding]:

@@ -66,7 +66,10 @@ def inspect_dataset(dataset: Path, *, num_rows: int = 5, seed: int = 0) -> Inspe
         InputError: no dataset there, or a damaged one.
     """
     splits = _find_splits(dataset)
-    table = TokenTable(load_tokenizer(next(iter(splits.values())).parent / TOKENIZER_FOLDER))
+    tokenizer = next(iter(splits.values())).parent / TOKENIZER_FOLDER
+    if not tokenizer.is_dir():
+        raise InputError(f"{dataset}: has no {TOKENIZER_FOLDER}/; remove the packed dataset, and it is made again")
+    table = TokenTable(load_tokenizer(tokenizer))
     packed = {name: PackedRows(path) for name, path in splits.items()}
     statistics = {name: count_statistics(rows, table) for name, rows in packed.items()}
     first = next(iter(packed))

@@ -31,7 +31,7 @@ from distill.corpus.rows import RowWriter
 from distill.corpus.segment import resolve_segmenter
 from distill.corpus.shards import Shard, ShardSetup, ShardTokens
 from distill.corpus.source import Source, scan_sources
-from distill.corpus.tokenizing import TOKENIZER_FOLDER, load_tokenizer
+from distill.corpus.tokenizing import TOKENIZER_FOLDER, load_tokenizer, save_tokenizer
 from distill.corpus.workers import tokenize_sources
 from distill.errors import InputError
 
@@ -61,6 +61,8 @@ def pack_corpus(
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Pack text into output/train and output/dev (see rows.py) and return what output/info.json says of them.
+
+    output/tokenizer is the tokenizer.
 
     The first token of a row is never a continuation, since the word's beginning is not there to be masked with it: a
     word that a row's border cuts counts as two.
@@ -96,7 +98,7 @@ def pack_corpus(
             _pack_stream(stream, is_dev, target, made, spec, progress)
             info = {"format": FORMAT_VERSION, "packing": packing, "max_seq_length": max_seq_length}
             info |= _describe(target.packers, tokenizer)
-            tokenizer.save_pretrained(target.folder / TOKENIZER_FOLDER)
+            save_tokenizer(tokenizer, target.folder / TOKENIZER_FOLDER)
             target.finish(info, output)
     except InputError:
         shutil.rmtree(work, ignore_errors=True)

@@ -2,7 +2,7 @@
 
  1. The segmenter: named, or trained from segmented text into `folder/segmenter-<hash>`.
  2. In one pass over the text: references of the texts that have none, into `folder/references-<hash>`, and the packed
-    dataset, `folder/<hash>`, with train, dev and info.json.
+    dataset, `folder/<hash>`, with train, dev, tokenizer and info.json.
 
 Every hash is of content, so that the same input is never prepared twice and other input never mistaken for it. What
 is unfinished lies in `folder/.<hash>.work`, and the next run with the same input goes on from there.

@@ -53,6 +53,16 @@ def load_tokenizer(folder: Path | str) -> "BertTokenizer":
         raise InputError(f"{folder}: its tokenizer files cannot be used ({reason}); download them again") from None
 
 
+def save_tokenizer(tokenizer: "BertTokenizer", folder: Path) -> None:
+    """Writes a tokenizer's files; OSError if they cannot be written."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:  # of the part that is written in Rust, on a full disk for instance
+        raise OSError(f"{folder}: {first_line(error)}") from None
+
+
 def check_tokenizer_files(folder: Path) -> None:
     """Finds what is wrong with a tokenizer folder before a library reads it; raises as `load_tokenizer`."""
     if not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging as transformers_logging
 
-from distill.corpus.tokenizing import forgets_case, listed_tokens
+from distill.corpus.tokenizing import forgets_case, listed_tokens, save_tokenizer
 from distill.corpus.tokenizing import load_tokenizer as load_bert_tokenizer
 from distill.corpus.vocabulary import SPECIAL_TOKENS
 from distill.durable import whole_folder
@@ -232,4 +232,4 @@ def copy_tokenizer(source: Path, target: Path) -> None:
         if (source / name).exists():
             shutil.copyfile(source / name, target / name)
     if not (source / "tokenizer_config.json").exists() or forgets_case(source):
-        load_tokenizer(source).save_pretrained(target)
+        save_tokenizer(load_tokenizer(source), target)
