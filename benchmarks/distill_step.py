@@ -112,7 +112,7 @@ class Ours:
 
     def __init__(self, teacher: str, students: tuple[str, ...], batch: MicroBatch, settings: Settings,
                  **fields: Any) -> None:  # fmt: skip
-        """`fields` of a recipe's student replace MiniRBT's objective."""
+        """`fields` of a recipe's student come before those of MiniRBT's objective."""
         self.settings, self.fields = settings, fields
         device, dtype = settings.device, settings.dtype
         self.model = model_of(teacher, 0.0, seed=1).to(device)

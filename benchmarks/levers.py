@@ -1,10 +1,10 @@
-"""What each lever of docs/quality.md costs: the time of a step with it over that of a step without.
+"""What levers of docs/quality.md cost a step: the time of a step with one over that of a step without.
 
     python benchmarks/levers.py
 
 Our step at its best settings with MiniRBT's objective, and the same with one thing changed, taking turns. The balance
-of the loss terms, which is measured every so many steps, is timed by itself. Prints a table for each shape of a batch
-and one JSON line.
+of the loss terms, which is measured every so many steps, is timed by itself. Starts, schedules and temperatures change
+no step's work. Prints a table for each shape of a batch and one JSON line.
 """
 
 import argparse
@@ -14,17 +14,16 @@ from typing import Any
 import torch
 from distill_step import CONFIGS, PAIRS, Ours, best_settings, make_batch, print_table, read_arguments, take_turns
 
+from distill.corpus.batches import MicroBatch
 from distill.modeling.models import load_config
 from distill.training.gradients import term_gradient_norms
 
-BASE, BALANCE = "nothing", "one balance of the terms"
-OWN = {"temperature": 2.0, "kd_scale": "tau_squared", "mlm_weight": 1.0}
+BASE, LABELS = "nothing", "mlm_weight 1"
 LEVERS: dict[str, dict[str, Any]] = {
     BASE: {},
     "optimizer muon": {"optimizer": "muon"},
     "ema 0.999": {"ema": 0.999},
-    "mlm_weight 1": {"mlm_weight": 1.0},
-    "own: temperature 2, tau_squared, mlm_weight 1": OWN,
+    LABELS: {"mlm_weight": 1.0},
     "no layer matches": {"matches": []},
     "last:relation instead of hidden states": {"matches": ["last:relation"]},
     "last:sample_relation besides": {"matches": ["uniform", "last:sample_relation"]},
@@ -42,18 +41,18 @@ def time_levers(pair: str, rows: int, length: int, device: torch.device, seconds
     sides = {name: Ours(teacher, (student,), batch, settings, **fields) for name, fields in LEVERS.items()}
     masks = f"{MORE_MASKS:.0%} of the tokens masked"
     sides[masks] = Ours(teacher, (student,), make_batch(rows, length, vocab_size, masked=MORE_MASKS), settings)
-    base = sides[BASE]
     steps = {name: side.step for name, side in sides.items()}
-    steps[BALANCE] = lambda: measure_terms(base, batch)
+    steps["one balance of the terms, with mlm_weight 1"] = lambda: measure_terms(sides[LABELS], batch)
     times = take_turns(steps, seconds)
-    print(f"{pair}, {rows}x{length}")
+    how = "compiled" if settings.compiled else "not compiled"
+    print(f"{pair}, {rows}x{length}, {device}, {torch.get_num_threads()} threads, {settings.dtype}, {how}")
     print_table(["what differs", "seconds", "times the step without"],
                 [[name, f"{taken:.3f}", f"{taken / times[BASE]:.2f}"] for name, taken in times.items()])  # fmt: skip
     return {"pair": pair, "shape": f"{rows}x{length}", "seconds": times}
 
 
-def measure_terms(side: Ours, batch: Any) -> None:
-    """What a step does beforehand when the terms are balanced."""
+def measure_terms(side: Ours, batch: MicroBatch) -> None:
+    """What is done every `balance_every` steps."""
     term_gradient_norms(side.runs[0].objective, batch.to(side.settings.device), side.teacher)
 
 
