@@ -131,9 +131,8 @@ def test_both_readmes_have_the_same_commands_recipes_and_figures():
     english, chinese = ROOT / "README.md", ROOT / "README_zh.md"
     for language in ("json", "python"):
         assert blocks(english, language) == blocks(chinese, language) != []
-    codes = [
-        re.findall(r"^\| (`.*?`)(?: \||、|,)", page.read_text(encoding="utf-8"), re.M) for page in (english, chinese)
-    ]
+    codes = [re.findall(r"^\| (`.*?`) \|", page.read_text(encoding="utf-8"), re.M) for page in (english, chinese)]
+    codes = [[re.findall(r"`[^`]+`", cell) for cell in found] for found in codes]
     assert codes[0] == codes[1] != []
     figures = [
         re.findall(r"^\| [a-z-]+ +\|.*%.*$", page.read_text(encoding="utf-8"), re.M) for page in (english, chinese)
