@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill.downstream.grid import Grid, count_runs, load_grid, with_tasks
+from distill.downstream.grid import Grid, Run, count_runs, load_grid, with_tasks
 from distill.downstream.latency import Timing, check_lengths, describe_machine, make_shapes, measure_latency
 from distill.downstream.report import TaskComparison, read_sizes, write_report
 from distill.downstream.results import best_results, read_runs
@@ -168,8 +168,8 @@ def check_plan(plan: Plan, made: Mapping[str, PlannedModel] = {}) -> None:
                 )
 
 
-def run_plan(plan: Plan, show: Callable[[str], None]) -> tuple[str, list[str]]:
-    """Does what is missing of a comparison; returns its tables in Markdown, and what failed, one line a run."""
+def run_plan(plan: Plan, show: Callable[[str], None]) -> tuple[str, list[str], list[Run]]:
+    """Does what is missing of a comparison; returns tables in Markdown, what failed, one line a run, and all runs."""
     show(plan.describe())
     runs, failed = search(
         plan.grid, plan.models, plan.data, plan.runs, processes=plan.processes or visible_gpus() or 1, show=show,
@@ -182,7 +182,7 @@ def run_plan(plan: Plan, show: Callable[[str], None]) -> tuple[str, list[str]]:
     comparison = TaskComparison(results, plan.teacher, read_sizes(plan.rows()), timings, plan.pairs)
     markdown = write_report(comparison, plan.report, machine, _digests(plan))
     show(f"tables: {plan.report / 'tables.md'}")
-    return markdown, failed
+    return markdown, failed, runs
 
 
 def _settings(distil: Distil) -> dict[str, Any]:

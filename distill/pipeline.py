@@ -74,7 +74,7 @@ def _conclude(recipe: Recipe, comparison: Plan | None, show: Callable[[str], Non
     failed: list[str] = []
     if comparison:
         work.begin(FINE_TUNING)
-        tables, failed = run_plan(comparison, show)
+        tables, failed, _ = run_plan(comparison, show)
         show(tables)
     if recipe.report:
         work.begin(REPORTING)

@@ -262,7 +262,7 @@ def grid(
     if dry_run:
         typer.echo(plan.describe())
         return
-    tables, failed = run_plan(plan, lambda line: typer.echo(line, err=True))
+    tables, failed, _ = run_plan(plan, lambda line: typer.echo(line, err=True))
     typer.echo(tables)
     _leave_if(failed)
 
@@ -283,7 +283,7 @@ def clue(
 
     Of each run the best epoch on dev answers the test split.
     """
-    from distill.downstream.grid import list_runs, load_grid, with_tasks
+    from distill.downstream.grid import load_grid, with_tasks
     from distill.finetuning import Plan, check_plan, name_models, run_plan
     from distill.modeling.models import find_model
     from distill.places import check_writable
@@ -294,11 +294,11 @@ def clue(
                 speed=None)  # fmt: skip
     check_writable(output)
     check_plan(plan)
-    tables, failed = run_plan(plan, lambda line: typer.echo(line, err=True))
+    tables, failed, runs = run_plan(plan, lambda line: typer.echo(line, err=True))
     typer.echo(tables)
     from distill.downstream.submission import submit_best
 
-    for line in submit_best(list_runs(plan.grid, models, data, output), output / "submission"):
+    for line in submit_best(runs, output / "submission"):
         typer.echo(line)
     _leave_if(failed)
 
