@@ -1,6 +1,6 @@
 #!/bin/sh
 # From raw text to distilled students in one command: sets up the environment if needed, then runs a recipe.
-#   sh distill.sh                                 the embedded sample, 10 to 13 minutes on 2 cores
+#   sh distill.sh                                 the embedded sample, about 10 minutes on 2 cores
 #   sh distill.sh jsons/recipes/own_text.json     your recipe; run it again to go on where it stopped
 #   sh distill.sh RECIPE --steps 1000             --FIELD VALUE sets a field in every stage
 # NPROC (processes a machine; default: the visible GPUs, else 1), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT go to torchrun;
