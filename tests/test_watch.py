@@ -168,6 +168,7 @@ def test_command_says_that_it_is_there_as_long_as_it_is(tmp_path, monkeypatch):
         assert (tmp_path / "status.json").stat().st_mtime > 1
 
 
+@pytest.mark.slow
 def test_one_stage_alone_that_ended_well_ends_the_view(watched, capsys):
     assert run("train", "recipe.json", "--stage", "one") == 0
     view = look(capsys)

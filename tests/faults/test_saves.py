@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 
+import pytest
 import torch.utils.tensorboard  # noqa: F401  # once, not in each fork
 from faults.disturbance import Disturbance, end, fork, kill_oneself
 from test_stage import HIDDEN, LABELS, make_paths, make_stage, metrics, stop_before, train, weights
@@ -41,6 +42,7 @@ def run_disturbed(world, output, at, act=kill_oneself):
     return calls.calls
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_any_call_of_a_save_ends_with_the_same_weights(world, capsys):
     shutil.rmtree(world / "data" / "dev")  # to be quick
     log = world / "log.txt"
