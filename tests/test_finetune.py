@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+import zipfile
 from types import SimpleNamespace
 
 import pytest
@@ -490,6 +491,27 @@ def test_a_killed_grid_started_again_equals_an_undisturbed_one(encoder, tmp_path
             (tmp_path / output / "report" / table).read_text("utf-8") for output in ("killed", "undisturbed")
         )
         assert ours == theirs
+
+
+@pytest.mark.slow
+def test_clues_run_submits_every_task_also_one_that_starts_from_anothers_model(encoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = random.Random(0)
+    for task in ("cmnli", "ocnli"):
+        (tmp_path / "data" / task).mkdir(parents=True)
+        for split in ("train", "dev", "test"):
+            rows = [{"id": i, "sentence1": sentence(rng, HAN[i % 3]), "sentence2": sentence(rng, HAN[3]),
+                     "label": ("entailment", "neutral", "contradiction")[i % 3]} for i in range(24)]  # fmt: skip
+            lines = (json.dumps({k: v for k, v in row.items() if split != "test" or k != "label"}) for row in rows)
+            (tmp_path / "data" / task / f"{split}.json").write_text("".join(f"{line}\n" for line in lines))
+    grid = {"tasks": ["cmnli", "ocnli"], "start_from": {"ocnli": "cmnli"},
+            "grid": {"learning_rate": [RATE], "epochs": [1], "batch_size": [8], "max_length": [32]}}  # fmt: skip
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    assert run("clue", str(encoder), "--data", "data", "--output", "out", "--grid", "grid.json") == 0
+    with zipfile.ZipFile("out/submission/submission.zip") as archive:
+        assert sorted(archive.namelist()) == ["cmnli_predict.json", "ocnli_50k_predict.json"]
+        answers = [json.loads(line) for line in archive.read("ocnli_50k_predict.json").decode().splitlines()]
+    assert [answer["id"] for answer in answers] == list(range(24))
 
 
 class Deadly:
