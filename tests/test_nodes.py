@@ -98,6 +98,7 @@ def test_a_lost_process_that_nobody_explains_stays_as_it_is(tmp_path):
         assert leader.explain(lost) is lost
 
 
+@pytest.mark.slow
 def test_a_node_that_never_came_or_falls_silent_ends_the_turn(tmp_path):
     with Leader(tmp_path, 3, **IMPATIENT) as leader, Follower(tmp_path, 1, **IMPATIENT) as follower:
         time.sleep(3.2)  # preparing may take longer than a node may be silent
