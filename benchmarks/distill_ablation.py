@@ -6,10 +6,8 @@ Nothing in the product can be switched off for this; the variants replace functi
 runs. Prints a table for each shape of a batch and one JSON line.
 """
 
-import argparse
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -24,7 +22,7 @@ from distill_step import (
     best_settings,
     make_batch,
     print_table,
-    read_arguments,
+    print_tables,
     take_turns,
 )  # fmt: skip
 from transformers import BertForMaskedLM
@@ -143,13 +141,5 @@ def ablate(pair: str, rows: int, length: int, device: torch.device, seconds: flo
     return {"pair": pair, "shape": f"{rows}x{length}", "seconds": times}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pair", choices=PAIRS, default=list(PAIRS)[-1], help="teacher and student")
-    arguments = read_arguments(parser)
-    tables = [ablate(arguments.pair, *shape, arguments.device, arguments.seconds) for shape in arguments.shapes]
-    print(json.dumps({"benchmark": "distill_ablation", "device": str(arguments.device), "ablation": tables}))
-
-
 if __name__ == "__main__":
-    main()
+    print_tables(__doc__, ablate, benchmark="distill_ablation", key="ablation")

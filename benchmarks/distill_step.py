@@ -368,6 +368,20 @@ def read_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return arguments
 
 
+def print_tables(doc: str, measure: Callable[..., dict[str, Any]], *, benchmark: str, key: str) -> None:
+    """The program of a benchmark of one pair of models: `measure` prints a table for each shape, then one JSON line.
+
+    Args:
+        doc: the program's, whose first line --help shows.
+        measure: takes pair, rows, length, device and seconds, and returns what the JSON line has under `key`.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--pair", choices=PAIRS, default=list(PAIRS)[-1], help="teacher and student")
+    arguments = read_arguments(parser)
+    tables = [measure(arguments.pair, *shape, arguments.device, arguments.seconds) for shape in arguments.shapes]
+    print(json.dumps({"benchmark": benchmark, "device": str(arguments.device), key: tables}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS), help="teacher and student")

@@ -7,12 +7,10 @@ of the loss terms, which is measured every so many steps, is timed by itself. St
 no step's work. Prints a table for each shape of a batch and one JSON line.
 """
 
-import argparse
-import json
 from typing import Any
 
 import torch
-from distill_step import CONFIGS, PAIRS, Ours, best_settings, make_batch, print_table, read_arguments, take_turns
+from distill_step import CONFIGS, PAIRS, Ours, best_settings, make_batch, print_table, print_tables, take_turns
 
 from distill.corpus.batches import MicroBatch
 from distill.modeling.models import load_config
@@ -56,13 +54,5 @@ def measure_terms(side: Ours, batch: MicroBatch) -> None:
     term_gradient_norms(side.runs[0].objective, batch.to(side.settings.device), side.teacher)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pair", choices=PAIRS, default=list(PAIRS)[-1], help="teacher and student")
-    arguments = read_arguments(parser)
-    tables = [time_levers(arguments.pair, *shape, arguments.device, arguments.seconds) for shape in arguments.shapes]
-    print(json.dumps({"benchmark": "levers", "device": str(arguments.device), "levers": tables}))
-
-
 if __name__ == "__main__":
-    main()
+    print_tables(__doc__, time_levers, benchmark="levers", key="levers")
