@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill.corpus.tokenizing import save_tokenizer
 from distill.downstream.exportable import Exportable, GraphModule, plain_attention
 from distill.downstream.latency import Shape, Timing, describe_processor, make_shapes, time_shape, using_threads
 from distill.downstream.onnx_model import INPUTS, Inputs, Run, open_onnx, write_int4, write_int8, write_onnx
@@ -146,7 +147,7 @@ def _random_inputs(models: Sequence[Exportable], shape: Shape) -> Inputs:
 
 def write_tokenizer(exportable: Exportable, folder: Path) -> None:
     """Writes the tokenizer's files, tokenizer.json and vocab.txt among them, which need no transformers."""
-    exportable.tokenizer.save_pretrained(folder)
+    save_tokenizer(exportable.tokenizer, folder)
     vocabulary = exportable.folder / "vocab.txt"
     if vocabulary.is_file():
         shutil.copyfile(vocabulary, folder / "vocab.txt")

@@ -228,9 +228,11 @@ def name_hub(task: Task, data: str) -> str:
 
 def has_split(task: Task, data: str, split: str) -> bool:
     """Whether a split is there; InputError if a dataset of the hub cannot be reached."""
+    if split not in task.files:
+        return False
     data = name_hub(task, data)
-    if split not in task.files or not data.startswith(HUB):
-        return split in task.files and bool(find_files(task, Path(data), split))
+    if not data.startswith(HUB):
+        return bool(find_files(task, Path(data), split))
     import datasets
 
     name, _, config = data.removeprefix(HUB).partition(":")

@@ -21,6 +21,7 @@ from transformers import (
     set_seed,
 )
 
+from distill.corpus.tokenizing import save_tokenizer
 from distill.downstream.run import read_task_file
 from distill.downstream.tags import tag_names
 from distill.downstream.task import Task
@@ -73,7 +74,7 @@ def load_finetuned(folder: Path, *, eager: bool = False) -> tuple[PreTrainedMode
 def save_finetuned(model: PreTrainedModel, tokenizer: BertTokenizer, folder: Path) -> None:
     """Writes a folder that opens with transformers alone."""
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
 
 
 def check_model(folder: Path, max_length: int) -> BertTokenizer:
